@@ -1,0 +1,21 @@
+"""Nesterov acceleration for JAX, as composable Optax gradient transformations."""
+
+from nagjax import conventions as conventions
+from nagjax import momentum as momentum
+from nagjax import restart as restart
+from nagjax import storage as storage
+from nagjax.answers import eval_params as eval_params
+from nagjax.answers import reset_momentum as reset_momentum
+from nagjax.answers import velocity as velocity
+from nagjax.methods import fista as fista
+from nagjax.methods import item as item
+from nagjax.methods import nesterov as nesterov
+from nagjax.methods import ogm as ogm
+from nagjax.methods import triple_momentum as triple_momentum
+from nagjax.transform import accelerate as accelerate
+from nagjax.types import Coefficients as Coefficients
+from nagjax.types import Momentum as Momentum
+from nagjax.types import Restart as Restart
+from nagjax.types import Storage as Storage
+
+__version__ = "0.1.0"

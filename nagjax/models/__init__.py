@@ -1,0 +1,3 @@
+"""Small Flax nnx models that the experiments train."""
+
+from nagjax.models.mlp import MLP as MLP

@@ -1,0 +1,120 @@
+"""Restart tests: when the velocity has stopped helping, start again from the answer.
+
+At a restart the parameters land on the answer x_{k+1}; velocity, readout and age become 0. A test that meets NaN is
+false, so NaN never restarts.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nagjax import checks, trees
+from nagjax.reductions import AxisName, inner_product, squared_norm
+from nagjax.types import PyTree, Restart
+
+
+def gradient(axis_name: AxisName | None = None) -> Restart:
+    """The gradient test: restart when the proposed step points against the velocity, sum Re<u, w'> < 0.
+
+    Args:
+        axis_name: The mapped axis over which parameters are sharded inside `shard_map` or `pmap`.
+
+    Returns:
+        A test without state. It reads the step and the velocity once more.
+
+    Source:
+        B. O'Donoghue and E. Candes, "Adaptive restart for accelerated gradient schemes", 2015, section 3.2. With
+        u = x_{k+1} - y_k the test covers proximal steps.
+    """
+
+    def test(carry: tuple[()], *, step: PyTree, velocity: PyTree, **_: Any) -> tuple[jax.Array, tuple[()]]:
+        product = inner_product(step, velocity, axis_name)
+        return (product < 0) & jnp.isfinite(product), carry
+
+    return Restart(init=tuple, test=test)
+
+
+def speed(axis_name: AxisName | None = None) -> Restart:
+    """The speed test: restart when the answer moves less than in the step before, |w'| < |w|.
+
+    The first comparison needs two updates since the last restart. Only for rules of Nesterov's form, whose
+    velocity is the difference of successive answers; `accelerate` refuses others.
+
+    Args:
+        axis_name: The mapped axis over which parameters are sharded inside `shard_map` or `pmap`.
+
+    Returns:
+        A test with one scalar of state, the last squared speed.
+
+    Source:
+        W. Su, S. Boyd and E. Candes, "A differential equation for modeling Nesterov's accelerated gradient method",
+        2016, section 5.
+    """
+
+    def init() -> jax.Array:
+        return jnp.zeros((), trees.scalar_dtype())
+
+    def test(last: jax.Array, *, velocity: PyTree, **_: Any) -> tuple[jax.Array, jax.Array]:
+        now = squared_norm(velocity, axis_name)
+        return now < last, now
+
+    return Restart(init, test, needs_nesterov=True)
+
+
+def value() -> Restart:
+    """The function test: restart when the value of the objective at `params` has risen since the last update.
+
+    Needs `value=` in every update. The first comparison after a restart is with infinity. Not for constrained
+    problems, where the objective at the query point may be infinite.
+
+    Returns:
+        A test with one scalar of state, the last value.
+
+    Source:
+        B. O'Donoghue and E. Candes, "Adaptive restart for accelerated gradient schemes", 2015, section 3.2.
+    """
+
+    def init() -> jax.Array:
+        return jnp.full((), jnp.inf, trees.scalar_dtype())
+
+    def test(last: jax.Array, *, value: Any = None, **_: Any) -> tuple[jax.Array, jax.Array]:
+        if value is None:
+            checks.reject("restart.value", "value", "given to every update", value, "pass `value=loss` to `update`")
+        if jnp.shape(value):
+            checks.reject("restart.value", "value", "a scalar", value, "pass the mean or the sum of the losses")
+        now = jnp.asarray(value).astype(last.dtype)
+        return now > last, now
+
+    return Restart(init, test)
+
+
+def every(period: int) -> Restart:
+    """Scheduled restart: at every update number `period`, `2 period`, ...
+
+    With the momentum b_k = k/(k+3), which is `schedule(lambda k: k / (k + 3))`, the gains of one period are
+    1/4, 2/5, ..., (period-1)/(period+2), 0: the sequence of SRSGD from its second update on.
+
+    Args:
+        period: Updates from one restart to the next, an integer of at least 1.
+
+    Returns:
+        A test with one int32 counter of state.
+
+    Raises:
+        TypeError: `period` is not an integer.
+        ValueError: `period` is less than 1.
+
+    Source:
+        B. Wang, T. Nguyen, T. Sun, A. Bertozzi, R. Baraniuk and S. Osher, "Scheduled restart momentum for
+        accelerated stochastic gradient descent", 2020, equation (8).
+    """
+    checks.whole("restart.every", "period", period, 1, "give the number of updates between restarts")
+
+    def init() -> jax.Array:
+        return jnp.zeros((), jnp.int32)
+
+    def test(count: jax.Array, **_: Any) -> tuple[jax.Array, jax.Array]:
+        return count + 1 >= period, count + 1
+
+    return Restart(init, test)

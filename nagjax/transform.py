@@ -1,0 +1,213 @@
+"""`accelerate`, the one transformation of nagjax."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from nagjax import checks, trees
+from nagjax.momentum.classical import Schedule, as_momentum, as_scalar
+from nagjax.storage import decode, full, where
+from nagjax.types import Carry, Coefficients, Momentum, PyTree, Restart, Storage
+
+
+class AccelerateState(NamedTuple):
+    """State of `accelerate`."""
+
+    velocity: PyTree  # w, as its storage keeps it: the structure of the parameters for full() and cast()
+    readout: jax.Array  # of the last update; scalar, float32 or float64
+    age: jax.Array  # k, updates since the last restart; int32 scalar
+    momentum: Carry  # of the rule
+    restart: Carry  # of the restart test
+
+    def answer(self, params: PyTree) -> PyTree:
+        """x = params - readout * w."""
+        return subtract_velocity(params, self.buffers(), self.readout)
+
+    def buffers(self) -> PyTree:
+        """w, in at least 32 bits."""
+        return decode(self.velocity)
+
+    def reset(self) -> "AccelerateState":
+        """Zero velocity, readout and age; at age 0 the next update starts rule and test again."""
+        return self._replace(
+            velocity=where(self.velocity, False),
+            readout=jax.tree.map(jnp.zeros_like, self.readout),
+            age=jax.tree.map(jnp.zeros_like, self.age),
+        )
+
+
+def accelerate(
+    momentum: ArrayLike | Schedule | Momentum,
+    *,
+    restart: Restart | None = None,
+    storage: Storage | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Accelerate the steps of the chain before it.
+
+    With the proposed step u, the velocity w and the coefficients of update k from `momentum`::
+
+        w'     = decay * w + u
+        update = direct * u + gain * w'
+        answer = params' - readout * w'
+
+    Put it last in a chain, after everything that scales the step: only then is the velocity in units of the
+    parameters, and `eval_params` the answer. `params` are the query point y; gradients are always taken there.
+
+    Args:
+        momentum: A number in [0, 1) or an Optax schedule of such numbers, for Nesterov's method with that momentum;
+            or a rule from `nagjax.momentum`. Inside `optax.inject_hyperparams` pass schedules as
+            `momentum.schedule(fn)`: a bare schedule would be evaluated once for both of its places.
+        restart: A test from `nagjax.restart`. When it is true in an update, parameters land on the answer and
+            velocity, readout and age start again from 0.
+        storage: How the velocity is kept, from `nagjax.storage`; `full()` by default. It is rounded before it is
+            used, so that the answer is exact for every storage.
+
+    Returns:
+        A gradient transformation for real and complex parameters. For complex ones conjugate the gradient that
+        `jax.grad` returns, once, before the chain. Updates keep the structure, shapes and dtypes of the steps; where
+        a step is None or `optax.MaskedNode` the update is too, and the velocity stays. Memory: one buffer (4 bytes a
+        parameter of at most 32 bits with `full()`) and a few scalars.
+
+    Raises:
+        TypeError: An argument has the wrong type, or parameters are not floating-point (raised by `init`).
+        ValueError: The momentum is outside [0, 1); the restart test needs a rule of Nesterov's form; steps do not
+            have the structure and shapes of the parameters (raised by `update`).
+
+    Example:
+        >>> import jax, nagjax, optax
+        >>> tx = optax.chain(optax.scale(-0.1), nagjax.accelerate(0.9))
+        >>> params = jax.numpy.array([1.0, -2.0])
+        >>> state = tx.init(params)
+        >>> for _ in range(300):
+        ...     updates, state = tx.update(params, state)  # the gradient of |x|^2 / 2 is x
+        ...     params = optax.apply_updates(params, updates)
+        >>> bool(abs(nagjax.eval_params(params, state)).max() < 1e-6)
+        True
+
+    Source:
+        Y. Nesterov, "A method for solving the convex programming problem with convergence rate O(1/k^2)", 1983. The
+        derivation of the four coefficients of each rule is in BUILD_NOTES.md.
+    """
+    rule = as_momentum(momentum)
+    if restart is not None and restart.needs_nesterov and not rule.nesterov:
+        checks.reject(
+            "accelerate", "momentum", "a rule of Nesterov's form for this restart", momentum, "use restart.gradient()"
+        )
+    buffer = full() if storage is None else storage
+
+    def init(params: PyTree) -> AccelerateState:
+        check_floating("accelerate", params)
+        return AccelerateState(
+            velocity=buffer.init(params),
+            readout=jnp.zeros((), trees.scalar_dtype()),
+            age=jnp.zeros((), jnp.int32),
+            momentum=rule.init(),
+            restart=() if restart is None else restart.init(),
+        )
+
+    def update(
+        updates: PyTree, state: AccelerateState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, AccelerateState]:
+        del params
+        fresh = state.age == 0
+        coefficients, momentum_carry = rule.next(_select(fresh, rule.init(), state.momentum), **extra)
+        decay, direct, gain, readout = map(as_scalar, coefficients)
+
+        def accumulate(u: jax.Array, w: jax.Array) -> jax.Array:
+            return trees.scaled(decay, w) + u.astype(w.dtype)
+
+        def propose(u: jax.Array, w: jax.Array) -> jax.Array:
+            return (trees.scaled(direct, u.astype(w.dtype)) + trees.scaled(gain, w)).astype(u.dtype)
+
+        previous = decode_checked("accelerate", buffer, state.velocity, updates)
+        stored = buffer.encode(trees.map_present(accumulate, updates, previous), state.velocity)
+        velocity = buffer.decode(stored, updates)
+
+        age, restart_carry = optax.safe_increment(state.age), state.restart
+        if restart is not None:
+            carry = _select(fresh, restart.init(), state.restart)
+            flag, restart_carry = restart.test(carry, step=updates, velocity=velocity, **extra)
+            keep = _detached(~flag)
+            stored = where(stored, keep)
+            gain, readout = gain - jnp.where(keep, 0, readout), jnp.where(keep, readout, 0)
+            age = jnp.where(keep, age, 0)
+
+        new_state = AccelerateState(stored, readout, age, momentum_carry, restart_carry)
+        return trees.map_present(propose, updates, velocity), new_state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def subtract_velocity(params: PyTree, velocity: PyTree, readout: jax.Array) -> PyTree:
+    """params - readout * velocity, in the structure and dtypes of `params`.
+
+    `velocity` may lack leaves (None, `optax.MaskedNode`) and may have other containers than `params`: leaves then
+    match by flattened order. A `readout` with axes belongs to stacked replicas and is aligned from the left.
+    """
+    structure = jax.tree.structure(velocity, is_leaf=trees.is_absent)
+    try:
+        parts = structure.flatten_up_to(params)
+    except (ValueError, TypeError):
+        parts = trees.leaves(params)
+    buffers = trees.leaves(velocity)
+    if len(parts) != len(buffers):
+        checks.reject(
+            "eval_params",
+            "params",
+            f"the parameters of this state, which has {len(buffers)} leaves",
+            f"{len(parts)} leaves",
+            "pass the tree that `init` received",
+        )
+
+    def subtract(y: Any, w: Any) -> Any:
+        if trees.is_absent(w) or trees.is_absent(y):
+            return y
+        w = trees.as_complex(w) if jnp.iscomplexobj(y) else w
+        if jnp.shape(y) != w.shape:
+            checks.reject(
+                "eval_params", "params", f"of shape {w.shape} here", jnp.shape(y), "pass the tree that `init` received"
+            )
+        scale = readout.reshape(readout.shape + (1,) * (w.ndim - readout.ndim))
+        return (y.astype(w.dtype) - trees.scaled(scale, w)).astype(y.dtype)
+
+    answers = [leaf for y, w in zip(parts, buffers, strict=True) for leaf in trees.leaves(subtract(y, w))]
+    return jax.tree.unflatten(jax.tree.structure(params, is_leaf=trees.is_absent), answers)
+
+
+def check_floating(function: str, params: PyTree) -> None:
+    """Raise TypeError where a parameter is neither floating-point nor complex."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            found = f"{jnp.result_type(leaf)} at params{jax.tree_util.keystr(path)}"
+            remedy = "cast it, or leave it out with optax.masked or optax.partition"
+            checks.reject(function, "params", "floating-point or complex", found, remedy, TypeError)
+
+
+def decode_checked(function: str, buffer: Storage, stored: PyTree, updates: PyTree) -> PyTree:
+    """The stored velocity, after checking that updates have the structure and shapes of the parameters."""
+    remedy = "pass gradients of the parameters that `init` received, with None for those that have none"
+    try:
+        velocity = buffer.decode(stored, updates)
+    except (ValueError, TypeError, AttributeError) as error:
+        expected = jax.tree.structure(decode(stored), is_leaf=trees.is_absent)
+        found = jax.tree.structure(updates, is_leaf=trees.is_absent)
+        if expected == found:
+            raise
+        raise ValueError(f"{function}: updates must be of the structure {expected}, got {found}; {remedy}.") from error
+    for u, w in zip(trees.leaves(updates), trees.leaves(velocity), strict=True):
+        if not trees.is_absent(u) and jnp.shape(u) != jnp.shape(w):
+            checks.reject(function, "updates", f"of shape {jnp.shape(w)} here", jnp.shape(u), remedy)
+    return velocity
+
+
+def _select(fresh: jax.Array, initial: Carry, carry: Carry) -> Carry:
+    return jax.tree.map(lambda a, b: jnp.where(fresh, a, b), initial, carry)
+
+
+def _detached(flag: jax.Array) -> jax.Array:
+    # XLA's CPU backend fuses the reductions behind a flag into the kernel of every leaf that uses it (161 leaves:
+    # 24 s of compilation). It does not fuse across a conditional.
+    return jax.lax.cond(flag, lambda: jnp.array(True), lambda: jnp.array(False))

@@ -1,0 +1,60 @@
+"""Trees whose leaves may be absent, and the dtype in which a leaf is computed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import DTypeLike
+
+from nagjax.types import PyTree
+
+
+def is_absent(leaf: object) -> bool:
+    """Whether a place in a tree holds nothing to update: None, or Optax's mark of a masked leaf."""
+    return leaf is None or isinstance(leaf, optax.MaskedNode)
+
+
+def leaves(tree: PyTree) -> list[Any]:
+    """The leaves in flattened order, absent ones included."""
+    return jax.tree.leaves(tree, is_leaf=is_absent)
+
+
+def map_present(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
+    """`jax.tree.map` that leaves the absent places of `tree` as they are."""
+
+    def apply(leaf: Any, *others: Any) -> Any:
+        return leaf if is_absent(leaf) else function(leaf, *others)
+
+    return jax.tree.map(apply, tree, *rest, is_leaf=is_absent)
+
+
+def compute_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """The dtype in which a velocity is computed: float32 for 8- and 16-bit leaves, else the leaf's own."""
+    dtype = jnp.dtype(dtype)
+    narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+    return jnp.dtype(jnp.float32) if narrow else dtype
+
+
+def scalar_dtype() -> jnp.dtype:
+    """The dtype of coefficients and of global sums: float32, or float64 under `jax_enable_x64`."""
+    return jnp.dtype(jnp.result_type(float))
+
+
+def scaled(factor: jax.Array, leaf: jax.Array) -> jax.Array:
+    """A real factor times a real or complex leaf, in the dtype of the leaf."""
+    if jnp.iscomplexobj(leaf):
+        factor = factor.astype(leaf.real.dtype)
+        return jax.lax.complex(factor * leaf.real, factor * leaf.imag)
+    return factor.astype(leaf.dtype) * leaf
+
+
+def as_pairs(leaf: jax.Array) -> jax.Array:
+    """A complex array as real and imaginary parts in a trailing axis of 2; a real one as it is."""
+    return jnp.stack([leaf.real, leaf.imag], axis=-1) if jnp.iscomplexobj(leaf) else leaf
+
+
+def as_complex(leaf: jax.Array) -> jax.Array:
+    """The inverse of `as_pairs` for complex arrays; a complex array as it is."""
+    return leaf if jnp.iscomplexobj(leaf) else jax.lax.complex(leaf[..., 0], leaf[..., 1])

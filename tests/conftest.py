@@ -1,0 +1,32 @@
+"""Strict JAX for every test: 64 bits, no implicit promotion of dtypes or ranks, warnings as errors, 8 CPU devices."""
+
+import os
+
+# Before the first use of JAX in the process.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+hypothesis.settings.register_profile("nagjax", deadline=None, derandomize=True, max_examples=30)
+hypothesis.settings.load_profile("nagjax")
+
+
+@pytest.fixture
+def single_precision():
+    """JAX's default of 32 bits."""
+    with jax.enable_x64(False):
+        yield
+
+
+@pytest.fixture
+def standard_promotion():
+    """For code of Optax that mixes dtypes: its schedules, its Adam family, MultiSteps."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
