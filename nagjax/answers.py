@@ -28,14 +28,14 @@ def eval_params(params: PyTree, opt_state: PyTree) -> PyTree:
     Raises:
         ValueError: `opt_state` holds no state with an answer, or does not belong to `params`.
     """
-    nodes = _find(opt_state, "answer")
+    nodes = _find(opt_state, HasAnswer)
     if not nodes:
         checks.reject("eval_params", "opt_state", "a state that has an answer", type(opt_state).__name__, _REMEDY)
     answer: PyTree = _plain(params)
     # The last transformation of a chain made the last step, so it is undone first.
     for node in reversed(nodes):
         answer = node.answer(answer)
-    return jax.tree.unflatten(jax.tree.structure(params, is_leaf=trees.is_absent), trees.leaves(answer))
+    return trees.rebuild(params, trees.leaves(answer))
 
 
 def velocity(opt_state: PyTree) -> PyTree:
@@ -51,7 +51,7 @@ def velocity(opt_state: PyTree) -> PyTree:
     Raises:
         ValueError: `opt_state` holds no momentum.
     """
-    nodes = _find(opt_state, "buffers")
+    nodes = _find(opt_state, HasMomentum)
     if not nodes:
         checks.reject("velocity", "opt_state", "a state with momentum", type(opt_state).__name__, _REMEDY)
     found = tuple(node.buffers() for node in nodes)
@@ -72,19 +72,22 @@ def reset_momentum(opt_state: PyTree) -> PyTree:
     Raises:
         ValueError: `opt_state` holds no momentum.
     """
-    if not _find(opt_state, "reset"):
+    if not _find(opt_state, HasMomentum):
         checks.reject("reset_momentum", "opt_state", "a state with momentum", type(opt_state).__name__, _REMEDY)
-    has_reset = _has("reset")
-    return jax.tree.map(lambda node: node.reset() if has_reset(node) else node, opt_state, is_leaf=has_reset)
+
+    def reset(node: Any) -> Any:
+        return node.reset() if isinstance(node, HasMomentum) else node
+
+    return jax.tree.map(reset, opt_state, is_leaf=_is(HasMomentum))
 
 
-def _has(method: str) -> Callable[[Any], bool]:
-    return lambda node: callable(getattr(type(node), method, None))
+def _is(protocol: type) -> Callable[[Any], bool]:
+    return lambda node: isinstance(node, protocol)
 
 
-def _find(opt_state: PyTree, method: str) -> list[Any]:
-    has_method = _has(method)
-    return [node for node in jax.tree.leaves(_plain(opt_state), is_leaf=has_method) if has_method(node)]
+def _find(opt_state: PyTree, protocol: type) -> list[Any]:
+    nodes: list[Any] = jax.tree.leaves(_plain(opt_state), is_leaf=_is(protocol))
+    return list(filter(_is(protocol), nodes))
 
 
 def _plain(tree: PyTree) -> PyTree:

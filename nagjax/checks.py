@@ -7,6 +7,15 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from jax.core import Tracer
+
+
+_NUMBERS: Any = (numbers.Real, np.ndarray, np.generic, jax.Array)
+
+
+def is_known(value: object) -> bool:
+    """Whether a value can be looked at now, which that of a tracer cannot."""
+    return not isinstance(value, Tracer)
 
 
 def reject(
@@ -20,16 +29,12 @@ def scalar(
     function: str, argument: str, value: Any, condition: str, holds: Callable[[float], bool], remedy: str
 ) -> None:
     """Check that `value` is a real scalar for which `holds`; raise TypeError or ValueError otherwise."""
-    if isinstance(value, jax.core.Tracer):
-        if value.shape:
-            reject(function, argument, "a scalar", value.aval, remedy)
-        return
-    if isinstance(value, bool) or not isinstance(value, numbers.Real | np.ndarray | jax.Array):
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS):
         reject(function, argument, condition, value, remedy, TypeError)
     if np.shape(value) or np.iscomplexobj(value):
         reject(function, argument, f"a real scalar that is {condition}", value, remedy)
-    if not holds(float(value)):
-        reject(function, argument, condition, _plain(value), remedy)
+    if is_known(value) and not holds(float(value)):
+        reject(function, argument, condition, float(value), remedy)
 
 
 def positive(function: str, argument: str, value: Any, remedy: str) -> None:
@@ -54,6 +59,3 @@ def whole(function: str, argument: str, value: Any, least: int, remedy: str) -> 
     if value < least:
         reject(function, argument, f"an integer of at least {least}", value, remedy)
 
-
-def _plain(value: Any) -> float | int:
-    return value if isinstance(value, float | int) else float(value)

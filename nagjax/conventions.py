@@ -26,7 +26,7 @@ class PytorchSgdState(NamedTuple):
     momentum_buffer: PyTree  # m, in units of the gradient; the structure of the parameters, at least 32 bits
     readout: jax.Array  # of m, scalar: -(learning rate last used) * momentum with Nesterov, else 0
     age: jax.Array  # updates since the buffer was empty, int32 scalar
-    count: jax.Array  # updates, for schedules; int32 scalar
+    step: jax.Array  # updates, for schedules; int32 scalar
 
     def answer(self, params: PyTree) -> PyTree:
         """x = params + (learning rate last used) * momentum * m with Nesterov, params otherwise."""
@@ -38,8 +38,8 @@ class PytorchSgdState(NamedTuple):
 
     def reset(self) -> "PytorchSgdState":
         """An empty buffer; the count of schedules goes on."""
-        buffer, readout, age = jax.tree.map(jnp.zeros_like, (self.momentum_buffer, self.readout, self.age))
-        return PytorchSgdState(buffer, readout, age, self.count)
+        buffer, readout, age = trees.zeros((self.momentum_buffer, self.readout, self.age))
+        return PytorchSgdState(buffer, readout, age, self.step)
 
 
 def pytorch_sgd(
@@ -99,14 +99,14 @@ def pytorch_sgd(
         return PytorchSgdState(storage.init(params), jnp.zeros((), trees.scalar_dtype()), zero, zero)
 
     def update(
-        updates: PyTree, state: PytorchSgdState, params: PyTree | None = None, **extra: Any
+        updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, PytorchSgdState]:
         del extra
         if decays and params is None:
             remedy = "weight decay needs them: call `update(gradients, state, params)`"
             checks.reject(name, "params", "passed to update", params, remedy)
         previous = decode_checked(name, storage, state.momentum_buffer, updates)
-        rate = evaluate(name, learning_rate, state.count) if callable(learning_rate) else as_scalar(learning_rate)
+        rate = evaluate(name, learning_rate, state.step) if callable(learning_rate) else as_scalar(learning_rate)
         decay, first = as_scalar(momentum), state.age == 0
         damping = jnp.where(first, 1, 1 - as_scalar(dampening))
 
@@ -126,8 +126,8 @@ def pytorch_sgd(
         new_state = PytorchSgdState(
             momentum_buffer=storage.encode(buffer, state.momentum_buffer),
             readout=-rate * decay if nesterov else jnp.zeros_like(rate),
-            age=optax.safe_increment(state.age),
-            count=optax.safe_increment(state.count),
+            age=trees.increment(state.age),
+            step=trees.increment(state.step),
         )
         return trees.map_present(propose, updates, gradients, buffer), new_state
 

@@ -33,7 +33,7 @@ def scale_by_learning_rate(learning_rate: ArrayLike | Schedule) -> optax.Gradien
         del params
         if callable(learning_rate):
             rate = evaluate("learning_rate", learning_rate, state.count)
-            state = optax.ScaleByScheduleState(optax.safe_increment(state.count))
+            state = optax.ScaleByScheduleState(trees.increment(state.count))
         else:
             rate = as_scalar(learning_rate)
 

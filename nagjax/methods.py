@@ -69,7 +69,9 @@ def nesterov(
     )
 
 
-def fista(step_size: optax.ScalarOrSchedule, *, restart: Restart | None = None) -> optax.GradientTransformationExtraArgs:
+def fista(
+    step_size: optax.ScalarOrSchedule, *, restart: Restart | None = None
+) -> optax.GradientTransformationExtraArgs:
     """Gradient descent accelerated by FISTA's momentum, for smooth convex functions.
 
     Args:
@@ -161,8 +163,7 @@ def _check_smoothness(function: str, smoothness: ArrayLike) -> None:
 def _condition_number(function: str, smoothness: ArrayLike, strong_convexity: ArrayLike) -> jax.Array:
     _check_smoothness(function, smoothness)
     checks.positive(function, "strong_convexity", strong_convexity, "give the smallest curvature mu")
-    kappa = as_scalar(smoothness) / as_scalar(strong_convexity)
-    if not isinstance(kappa, jax.core.Tracer) and kappa < 1:
+    if checks.is_known(smoothness) and checks.is_known(strong_convexity) and strong_convexity > smoothness:
         remedy = "smoothness is the largest curvature, strong_convexity the smallest"
         checks.reject(function, "strong_convexity", f"at most smoothness = {smoothness}", strong_convexity, remedy)
-    return kappa
+    return as_scalar(smoothness) / as_scalar(strong_convexity)

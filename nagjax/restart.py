@@ -107,7 +107,7 @@ def every(period: int) -> Restart:
 
     Source:
         B. Wang, T. Nguyen, T. Sun, A. Bertozzi, R. Baraniuk and S. Osher, "Scheduled restart momentum for
-        accelerated stochastic gradient descent", 2020, equation (8).
+        accelerated stochastic gradient descent", 2020.
     """
     checks.whole("restart.every", "period", period, 1, "give the number of updates between restarts")
 

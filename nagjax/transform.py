@@ -1,6 +1,7 @@
 """`accelerate`, the one transformation of nagjax."""
 
-from typing import Any, NamedTuple
+import functools
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jax.typing import ArrayLike
 from nagjax import checks, trees
 from nagjax.momentum.classical import Schedule, as_momentum, as_scalar
 from nagjax.storage import decode, full, where
-from nagjax.types import Carry, Coefficients, Momentum, PyTree, Restart, Storage
+from nagjax.types import Carry, Momentum, PyTree, Restart, Storage
 
 
 class AccelerateState(NamedTuple):
@@ -34,8 +35,8 @@ class AccelerateState(NamedTuple):
         """Zero velocity, readout and age; at age 0 the next update starts rule and test again."""
         return self._replace(
             velocity=where(self.velocity, False),
-            readout=jax.tree.map(jnp.zeros_like, self.readout),
-            age=jax.tree.map(jnp.zeros_like, self.age),
+            readout=trees.zeros(self.readout),
+            age=trees.zeros(self.age),
         )
 
 
@@ -109,34 +110,35 @@ def accelerate(
         )
 
     def update(
-        updates: PyTree, state: AccelerateState, params: PyTree | None = None, **extra: Any
+        updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, AccelerateState]:
         del params
         fresh = state.age == 0
         coefficients, momentum_carry = rule.next(_select(fresh, rule.init(), state.momentum), **extra)
         decay, direct, gain, readout = map(as_scalar, coefficients)
-
-        def accumulate(u: jax.Array, w: jax.Array) -> jax.Array:
-            return trees.scaled(decay, w) + u.astype(w.dtype)
-
-        def propose(u: jax.Array, w: jax.Array) -> jax.Array:
-            return (trees.scaled(direct, u.astype(w.dtype)) + trees.scaled(gain, w)).astype(u.dtype)
-
         previous = decode_checked("accelerate", buffer, state.velocity, updates)
-        stored = buffer.encode(trees.map_present(accumulate, updates, previous), state.velocity)
-        velocity = buffer.decode(stored, updates)
+        one = jnp.ones_like(decay)
+        proposed = _combine((decay, previous), (one, updates))
 
-        age, restart_carry = optax.safe_increment(state.age), state.restart
-        if restart is not None:
+        if restart is None:
+            stored = buffer.encode(proposed, state.velocity)
+            terms = [(gain, buffer.decode(stored, updates)), (direct, updates)]
+            age, restart_carry = trees.increment(state.age), state.restart
+        else:
             carry = _select(fresh, restart.init(), state.restart)
-            flag, restart_carry = restart.test(carry, step=updates, velocity=velocity, **extra)
-            keep = _detached(~flag)
-            stored = where(stored, keep)
-            gain, readout = gain - jnp.where(keep, 0, readout), jnp.where(keep, readout, 0)
-            age = jnp.where(keep, age, 0)
+            flag, restart_carry = restart.test(carry, step=updates, velocity=proposed, **extra)
+            keep = _detached(~flag, one)
+            # The flag scales coefficients, not arrays: the proposed velocity then lives inside the test alone, and
+            # the kept one is computed in place of the previous one.
+            stored = buffer.encode(_combine((keep * decay, previous), (keep, updates)), state.velocity)
+            terms = [(gain, buffer.decode(stored, updates)), (direct, updates)]
+            if not rule.nesterov:
+                # Land on the answer; in Nesterov's form gain - readout is 0, and zero velocity is enough.
+                terms.append(((1 - keep) * (gain - readout), proposed))
+            readout, age = keep * readout, jnp.where(flag, 0, trees.increment(state.age))
 
         new_state = AccelerateState(stored, readout, age, momentum_carry, restart_carry)
-        return trees.map_present(propose, updates, velocity), new_state
+        return trees.map_present(_as_dtype_of, updates, _combine(*terms)), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -147,9 +149,8 @@ def subtract_velocity(params: PyTree, velocity: PyTree, readout: jax.Array) -> P
     `velocity` may lack leaves (None, `optax.MaskedNode`) and may have other containers than `params`: leaves then
     match by flattened order. A `readout` with axes belongs to stacked replicas and is aligned from the left.
     """
-    structure = jax.tree.structure(velocity, is_leaf=trees.is_absent)
     try:
-        parts = structure.flatten_up_to(params)
+        parts: list[Any] = trees.structure(velocity).flatten_up_to(params)
     except (ValueError, TypeError):
         parts = trees.leaves(params)
     buffers = trees.leaves(velocity)
@@ -174,12 +175,12 @@ def subtract_velocity(params: PyTree, velocity: PyTree, readout: jax.Array) -> P
         return (y.astype(w.dtype) - trees.scaled(scale, w)).astype(y.dtype)
 
     answers = [leaf for y, w in zip(parts, buffers, strict=True) for leaf in trees.leaves(subtract(y, w))]
-    return jax.tree.unflatten(jax.tree.structure(params, is_leaf=trees.is_absent), answers)
+    return trees.rebuild(params, answers)
 
 
 def check_floating(function: str, params: PyTree) -> None:
     """Raise TypeError where a parameter is neither floating-point nor complex."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    for path, leaf in cast("list[tuple[Any, Any]]", jax.tree_util.tree_leaves_with_path(params)):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             found = f"{jnp.result_type(leaf)} at params{jax.tree_util.keystr(path)}"
             remedy = "cast it, or leave it out with optax.masked or optax.partition"
@@ -192,8 +193,8 @@ def decode_checked(function: str, buffer: Storage, stored: PyTree, updates: PyTr
     try:
         velocity = buffer.decode(stored, updates)
     except (ValueError, TypeError, AttributeError) as error:
-        expected = jax.tree.structure(decode(stored), is_leaf=trees.is_absent)
-        found = jax.tree.structure(updates, is_leaf=trees.is_absent)
+        expected = trees.structure(decode(stored))
+        found = trees.structure(updates)
         if expected == found:
             raise
         raise ValueError(f"{function}: updates must be of the structure {expected}, got {found}; {remedy}.") from error
@@ -204,10 +205,28 @@ def decode_checked(function: str, buffer: Storage, stored: PyTree, updates: PyTr
 
 
 def _select(fresh: jax.Array, initial: Carry, carry: Carry) -> Carry:
-    return jax.tree.map(lambda a, b: jnp.where(fresh, a, b), initial, carry)
+    def select(first: jax.Array, later: jax.Array) -> jax.Array:
+        return jnp.where(fresh, first, later)
+
+    return jax.tree.map(select, initial, carry)
 
 
-def _detached(flag: jax.Array) -> jax.Array:
+def _combine(*terms: tuple[jax.Array, PyTree]) -> PyTree:
+    """The sum of scalar * tree over all terms, in the dtypes of the first tree."""
+
+    def leaf(*arrays: jax.Array) -> jax.Array:
+        dtype = arrays[0].dtype
+        scaled = [trees.scaled(scalar, x.astype(dtype)) for (scalar, _), x in zip(terms, arrays, strict=True)]
+        return functools.reduce(jnp.add, scaled)
+
+    return trees.map_present(leaf, *(tree for _, tree in terms))
+
+
+def _as_dtype_of(update: jax.Array, value: jax.Array) -> jax.Array:
+    return value.astype(update.dtype)
+
+
+def _detached(flag: jax.Array, one: jax.Array) -> jax.Array:
     # XLA's CPU backend fuses the reductions behind a flag into the kernel of every leaf that uses it (161 leaves:
     # 24 s of compilation). It does not fuse across a conditional.
-    return jax.lax.cond(flag, lambda: jnp.array(True), lambda: jnp.array(False))
+    return cast("jax.Array", jax.lax.cond(flag, lambda: one, lambda: jnp.zeros_like(one)))

@@ -1,7 +1,7 @@
 """Trees whose leaves may be absent, and the dtype in which a leaf is computed."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +30,34 @@ def map_present(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> Py
     return jax.tree.map(apply, tree, *rest, is_leaf=is_absent)
 
 
+def structure(tree: PyTree) -> Any:
+    """The `PyTreeDef` in which absent leaves are leaves."""
+    return cast("Any", jax.tree.structure(tree, is_leaf=is_absent))
+
+
+def rebuild(tree: PyTree, new_leaves: list[Any]) -> PyTree:
+    """A tree of the structure of `tree` from leaves in flattened order."""
+    return structure(tree).unflatten(new_leaves)
+
+
+def zeros(tree: PyTree) -> PyTree:
+    """Zeros of the shapes and dtypes of `tree`."""
+
+    def zero(leaf: jax.Array) -> jax.Array:
+        return jnp.zeros_like(leaf)
+
+    return jax.tree.map(zero, tree)
+
+
+def increment(count: jax.Array) -> jax.Array:
+    """The next count, which stays at the largest integer instead of wrapping round to negative ones."""
+    return jnp.asarray(optax.safe_increment(count))
+
+
 def compute_dtype(dtype: DTypeLike) -> jnp.dtype:
     """The dtype in which a velocity is computed: float32 for 8- and 16-bit leaves, else the leaf's own."""
     dtype = jnp.dtype(dtype)
-    narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
-    return jnp.dtype(jnp.float32) if narrow else dtype
+    return jnp.dtype(jnp.float32) if jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4 else dtype
 
 
 def scalar_dtype() -> jnp.dtype:

@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.typing import ArrayLike
 
 from nagjax import checks, trees
@@ -13,7 +12,7 @@ from nagjax.types import Coefficients, Momentum
 
 
 class _ScheduleFreeCarry(NamedTuple):
-    count: jax.Array  # k, int32 scalar
+    step: jax.Array  # k, int32 scalar
     weight_sum: jax.Array  # sum of w_i up to k - 1, scalar
     largest_rate: jax.Array  # largest learning rate so far, scalar
     average: jax.Array  # c_k, scalar
@@ -29,7 +28,8 @@ def schedule_free(
     """Schedule-Free averaging over any base step; the answer is the weighted average x.
 
     With the weights w_k = (k + 1)^count_power * (largest learning rate up to k)^weight_power and
-    c_{k+1} = w_k / (w_0 + ... + w_k): decay = 1 - c_k, direct = 1 - b, gain = b c_{k+1}, readout = (1 - b)(1 - c_{k+1}).
+    c_{k+1} = w_k / (w_0 + ... + w_k): decay = 1 - c_k, direct = 1 - b, gain = b c_{k+1},
+    readout = (1 - b)(1 - c_{k+1}).
 
     Args:
         b: Interpolation between the fast point z (0) and the average x (1), in [0, 1].
@@ -65,9 +65,9 @@ def schedule_free(
         return _ScheduleFreeCarry(jnp.zeros((), jnp.int32), zero, zero, zero)
 
     def following(carry: _ScheduleFreeCarry, **_: Any) -> tuple[Coefficients, _ScheduleFreeCarry]:
-        rate = evaluate(name, learning_rate, carry.count) if callable(learning_rate) else as_scalar(learning_rate)
+        rate = evaluate(name, learning_rate, carry.step) if callable(learning_rate) else as_scalar(learning_rate)
         largest = jnp.maximum(carry.largest_rate, rate)
-        count = optax.safe_increment(carry.count)
+        count = trees.increment(carry.step)
         weight = count.astype(largest.dtype) ** as_scalar(count_power) * largest ** as_scalar(weight_power)
         total = carry.weight_sum + weight
         average = jnp.where(total > 0, weight / jnp.where(total > 0, total, 1), 0)
@@ -84,8 +84,8 @@ def schedule_free(
 
 
 class _PrimalAveragingCarry(NamedTuple):
-    count: jax.Array  # k, int32 scalar
-    averaging: jax.Array  # mu_x at k - 1, scalar
+    step: jax.Array  # k, int32 scalar
+    decay: jax.Array  # mu_x at k - 1, scalar
 
 
 def primal_averaging(mu_x: ArrayLike | Schedule = 0.9967, mu_y: ArrayLike | Schedule = 0.7) -> Momentum:
@@ -122,10 +122,10 @@ def primal_averaging(mu_x: ArrayLike | Schedule = 0.9967, mu_y: ArrayLike | Sche
         return _PrimalAveragingCarry(jnp.zeros((), jnp.int32), jnp.zeros((), trees.scalar_dtype()))
 
     def following(carry: _PrimalAveragingCarry, **_: Any) -> tuple[Coefficients, _PrimalAveragingCarry]:
-        after = optax.safe_increment(carry.count)
-        x, y, y_next = at(mu_x, carry.count), at(mu_y, carry.count), at(mu_y, after)
+        after = trees.increment(carry.step)
+        x, y, y_next = at(mu_x, carry.step), at(mu_y, carry.step), at(mu_y, after)
         coefficients = Coefficients(
-            decay=carry.averaging, direct=1 - y, gain=y - y_next * x, readout=(1 - y_next) * x
+            decay=carry.decay, direct=1 - y, gain=y - y_next * x, readout=(1 - y_next) * x
         )
         return coefficients, _PrimalAveragingCarry(after, x)
 

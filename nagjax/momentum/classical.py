@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.typing import ArrayLike
 
 from nagjax import checks, trees
@@ -16,7 +15,11 @@ Schedule = Callable[[ArrayLike], ArrayLike]
 
 def fixed(coefficients: Coefficients, *, nesterov: bool = False) -> Momentum:
     """The rule with the same four coefficients in every update, without state."""
-    return Momentum(init=tuple, next=lambda carry, **_: (coefficients, carry), nesterov=nesterov)
+
+    def following(carry: tuple[()], **_: Any) -> tuple[Coefficients, tuple[()]]:
+        return coefficients, carry
+
+    return Momentum(init=tuple, next=following, nesterov=nesterov)
 
 
 def constant(b: ArrayLike) -> Momentum:
@@ -67,7 +70,7 @@ def schedule(fn: Schedule) -> Momentum:
         return jnp.zeros((), jnp.int32)
 
     def following(k: jax.Array, **_: Any) -> tuple[Coefficients, jax.Array]:
-        after = optax.safe_increment(k)
+        after = trees.increment(k)
         decay, gain = evaluate("momentum.schedule", fn, k), evaluate("momentum.schedule", fn, after)
         return Coefficients(decay, 1.0, gain, gain), after
 
@@ -277,7 +280,7 @@ def quasi_hyperbolic(b: ArrayLike, nu: ArrayLike) -> Momentum:
         ValueError: `b` is outside [0, 1) or `nu` outside [0, 1].
 
     Source:
-        J. Ma and D. Yarats, "Quasi-hyperbolic momentum and Adam for deep learning", 2019, equations (3) and (4).
+        J. Ma and D. Yarats, "Quasi-hyperbolic momentum and Adam for deep learning", 2019.
     """
     checks.fraction("momentum.quasi_hyperbolic", "b", b, "the paper recommends 0.999")
     checks.scalar(

@@ -1,115 +1,19 @@
 """Worst cases and guarantees of methods on smooth convex functions (the strongly convex ones are in `strong_bounds`).
 
 L is the smoothness, R the distance of the initial point from a minimizer, N the number of gradients taken. "Worst case"
-says that a function attains the value; "guarantee" that none exceeds it. H_N, the travel, is how far the answer of a
-method moves under a constant gradient g, in units of g / L.
+says that a function attains the value; "guarantee" that none exceeds it. The travel H_N is defined in `sequences`.
 """
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-
-def fista_t(iterations: int) -> NDArray[np.float64]:
-    """The sequence t_{k+1} = (1 + sqrt(1 + 4 t_k^2)) / 2 from t_0 = 0, so that t_1 = 1.
-
-    Args:
-        iterations: the last index.
-
-    Returns:
-        t_0, ..., t_N.
-
-    Source:
-        A. Beck and M. Teboulle, "A fast iterative shrinkage-thresholding algorithm", 2009, (4.2).
-    """
-    sequence = np.zeros(iterations + 1)
-    for k in range(iterations):
-        sequence[k + 1] = (1 + np.sqrt(1 + 4 * sequence[k] ** 2)) / 2
-    return sequence
-
-
-def fista_momenta(iterations: int) -> NDArray[np.float64]:
-    """The momenta b_k = (t_k - 1) / t_{k+1} that form y_k, with b_0 = 0.
-
-    Args:
-        iterations: the last index.
-
-    Returns:
-        b_0, ..., b_N.
-
-    Source:
-        A. Beck and M. Teboulle, "A fast iterative shrinkage-thresholding algorithm", 2009, (4.3).
-    """
-    t = fista_t(iterations + 1)
-    return np.maximum(t[:-1] - 1, 0) / t[1:]
-
-
-def travel(momenta: ArrayLike) -> float:
-    """H_N of Nesterov's method with any momenta: the sum of Delta_{k+1} = 1 + b_k Delta_k, from Delta_1 = 1.
-
-    Args:
-        momenta: b_0, ..., b_N; b_k forms y_k, so b_0 and b_N play no part.
-
-    Returns:
-        H_N, by which the answer x_N moves under a constant gradient, in units of g / L.
-    """
-    momenta = np.asarray(momenta, np.float64)
-    velocity, total = 0.0, 0.0
-    for momentum in momenta[:-1]:
-        velocity = 1 + momentum * velocity
-        total += velocity
-    return float(total)
-
-
-def polynomial_travel(iterations: int, a: float = 2.0) -> float:
-    """H_N of the momentum (k-1)/(k+a).
-
-    Args:
-        iterations: N, at least 1.
-        a: the parameter of the sequence.
-
-    Returns:
-        (N (N+1) / 2 + a N + 1) / (a + 2).
-    """
-    return (iterations * (iterations + 1) / 2 + a * iterations + 1) / (a + 2)
-
-
-def shifted_travel(iterations: int, b: float = 3.0) -> float:
-    """H_N of the momentum k/(k+b).
-
-    Args:
-        iterations: N, at least 1.
-        b: the parameter of the sequence.
-
-    Returns:
-        (N (N+1) / 2 + b N) / (b + 1).
-    """
-    return (iterations * (iterations + 1) / 2 + b * iterations) / (b + 1)
-
-
-def ogm_primary_travel(iterations: int) -> float:
-    """H_N of the primary sequence y_N of OGM, theta_N not modified.
-
-    Args:
-        iterations: N, at least 1.
-
-    Returns:
-        H_N by running the method on the constant gradient -1 with L = 1.
-    """
-    theta = fista_t(iterations + 1)[1:]
-    point, primary = 0.0, 0.0
-    for i in range(iterations):
-        new = point + 1
-        point = new + (theta[i] - 1) / theta[i + 1] * (new - primary) + theta[i] / theta[i + 1] * (new - point)
-        primary = new
-    return float(primary)
+from nagjax.theory.sequences import fista_t, ogm_gradient_theta, ogm_theta
 
 
 def huber_worst_case(travel: float, smoothness: float = 1.0, radius: float = 1.0) -> float:
     """The value at the answer on the Huber function with the kink at `huber_threshold`.
 
     No fixed-step method with this travel has a smaller worst case while its query points stay where the function is
-    affine, which holds for every method of this module. It is the exact worst case of gradient descent with step at
-    most 1/L, and of (k-1)/(k+2), k/(k+3), (k-1)/(k+a) with a >= 2, FISTA and OGM's primary sequence.
+    affine, which holds for every method of this module. Nothing is worse for gradient descent with step at most 1/L
+    (proved), nor for (k-1)/(k+a) with a >= 2, k/(k+3), FISTA and OGM's primary sequence (semidefinite performance
+    estimation for N up to 10; a conjecture beyond).
 
     Args:
         travel: H_N.
@@ -141,9 +45,10 @@ def huber_threshold(travel: float, radius: float = 1.0) -> float:
 
 
 def composite_worst_case(travel: float, smoothness: float = 1.0, radius: float = 1.0) -> float:
-    """The exact worst case of proximal methods on f + h, attained by f = 0 and h(x) = `composite_slope` |x|.
+    """The worst case of proximal methods on f + h with step 1/L, attained by f = 0 and h(x) = `composite_slope` |x|.
 
-    It holds for proximal gradient descent (travel N), (k-1)/(k+2), k/(k+3) and FISTA with step 1/L.
+    Nothing is worse for proximal gradient descent (travel N), (k-1)/(k+2), k/(k+3) and FISTA (semidefinite performance
+    estimation for N up to 8).
 
     Args:
         travel: H_N.
@@ -177,7 +82,7 @@ def gradient_descent_worst_case(
 
     Args:
         iterations: N.
-        relative_step: h in (0, 2); the step size is h / L.
+        relative_step: H in (0, 2); the step size is h / L.
         smoothness: L.
         radius: R.
 
@@ -214,7 +119,7 @@ def chambolle_dossal_guarantee(iterations: int, a: float, smoothness: float = 1.
 
     Args:
         iterations: N, at least 1.
-        a: at least 2.
+        a: At least 2.
         smoothness: L.
         radius: R.
 
@@ -225,23 +130,6 @@ def chambolle_dossal_guarantee(iterations: int, a: float, smoothness: float = 1.
         A. Chambolle and C. Dossal, "On the convergence of the iterates of FISTA", 2015.
     """
     return a**2 * smoothness * radius**2 / (2 * (iterations + a - 1) ** 2)
-
-
-def ogm_theta(horizon: int) -> NDArray[np.float64]:
-    """The sequence of the optimized gradient method, whose last member differs.
-
-    Args:
-        horizon: N, at least 1.
-
-    Returns:
-        theta_0, ..., theta_N with theta_N = (1 + sqrt(1 + 8 theta_{N-1}^2)) / 2.
-
-    Source:
-        D. Kim and J. Fessler, "Optimized first-order methods for smooth convex minimization", 2016, (6.13).
-    """
-    theta = fista_t(horizon + 1)[1:]
-    theta[-1] = (1 + np.sqrt(1 + 8 * theta[-2] ** 2)) / 2
-    return theta
 
 
 def ogm_worst_case(horizon: int, smoothness: float = 1.0, radius: float = 1.0) -> float:
@@ -258,26 +146,10 @@ def ogm_worst_case(horizon: int, smoothness: float = 1.0, radius: float = 1.0) -
         L R^2 / (2 theta_N^2), where 2 H_N + 1 = theta_N^2.
 
     Source:
-        D. Kim and J. Fessler, "Optimized first-order methods for smooth convex minimization", 2016, Theorem 2; Y. Drori,
-        "The exact information-based complexity of smooth convex minimization", 2017.
+        D. Kim and J. Fessler, "Optimized first-order methods for smooth convex minimization", 2016, Theorem 2; Y.
+        Drori, "The exact information-based complexity of smooth convex minimization", 2017.
     """
     return float(smoothness * radius**2 / (2 * ogm_theta(horizon)[-1] ** 2))
-
-
-def ogm_gradient_theta(horizon: int) -> NDArray[np.float64]:
-    """The sequence of OGM-G, which makes the gradient small: OGM's, backwards.
-
-    Args:
-        horizon: N, at least 1.
-
-    Returns:
-        theta_0, ..., theta_N with theta_N = 1 and theta_0 = (1 + sqrt(1 + 8 theta_1^2)) / 2.
-
-    Source:
-        D. Kim and J. Fessler, "Optimizing the efficiency of first-order methods for decreasing the gradient of smooth
-        convex functions", 2021, (6.1).
-    """
-    return ogm_theta(horizon)[::-1]
 
 
 def ogm_gradient_worst_case(horizon: int, smoothness: float = 1.0, initial_gap: float = 1.0) -> float:
@@ -288,7 +160,7 @@ def ogm_gradient_worst_case(horizon: int, smoothness: float = 1.0, initial_gap: 
     Args:
         horizon: N, at least 1.
         smoothness: L.
-        initial_gap: f(x_0) - f*.
+        initial_gap: F(x_0) - f*.
 
     Returns:
         2 L (f(x_0) - f*) / theta_0^2.

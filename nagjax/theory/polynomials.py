@@ -15,9 +15,9 @@ def gegenbauer(degree: int, order: float, argument: ArrayLike) -> NDArray[np.com
     """Gegenbauer polynomials scaled to 1 at 1.
 
     Args:
-        degree: n, at least 0.
-        order: nu of at least 0; 0 gives Chebyshev's T_n, 1/2 Legendre's P_n, 1 U_n / (n + 1).
-        argument: real or complex.
+        degree: N, at least 0.
+        order: Nu of at least 0; 0 gives Chebyshev's T_n, 1/2 Legendre's P_n, 1 U_n / (n + 1).
+        argument: Real or complex.
 
     Returns:
         C_n^(nu)(argument) / C_n^(nu)(1), complex128.
@@ -39,9 +39,9 @@ def polynomial_answer(k: int, u: ArrayLike, a: float = 2.0) -> NDArray[np.float6
     """Relative error of the answer x_k under b_k = (k-1)/(k+a).
 
     Args:
-        k: number of updates made, at least 0.
+        k: Number of updates made, at least 0.
         u: 1 - rate * curvature, any real number.
-        a: the parameter of the sequence; 2 is Nesterov's, larger ones are Chambolle and Dossal's.
+        a: The parameter of the sequence; 2 is Nesterov's, larger ones are Chambolle and Dossal's.
 
     Returns:
         u^((k+1)/2) times the scaled Gegenbauer polynomial of degree k - 1 and order (a+1)/2 at sqrt(u).
@@ -59,9 +59,9 @@ def polynomial_query(k: int, u: ArrayLike, a: float = 2.0) -> NDArray[np.float64
     """Relative error of the query point y_k under b_k = (k-1)/(k+a).
 
     Args:
-        k: number of updates made, at least 0.
+        k: Number of updates made, at least 0.
         u: 1 - rate * curvature, any real number.
-        a: the parameter of the sequence.
+        a: The parameter of the sequence.
 
     Returns:
         u^(k/2) times the scaled Gegenbauer polynomial of degree k and order (a+1)/2 at sqrt(u).
@@ -75,9 +75,9 @@ def shifted_answer(k: int, u: ArrayLike, b: float = 3.0) -> NDArray[np.float64]:
     For b = 3 this is the query point of (k-1)/(k+2), on every quadratic.
 
     Args:
-        k: number of updates made, at least 0.
+        k: Number of updates made, at least 0.
         u: 1 - rate * curvature, any real number.
-        b: the parameter of the sequence.
+        b: The parameter of the sequence.
 
     Returns:
         u^(k/2) times the scaled Gegenbauer polynomial of degree k and order b/2 at sqrt(u).
@@ -89,9 +89,9 @@ def shifted_query(k: int, u: ArrayLike, b: float = 3.0) -> NDArray[np.float64]:
     """Relative error of the query point y_k under b_k = k/(k+b).
 
     Args:
-        k: number of updates made, at least 0.
+        k: Number of updates made, at least 0.
         u: 1 - rate * curvature, any real number.
-        b: the parameter of the sequence.
+        b: The parameter of the sequence.
 
     Returns:
         u^((k-1)/2) times the scaled Gegenbauer polynomial of degree k + 1 and order b/2 at sqrt(u).
@@ -105,7 +105,7 @@ def legendre_answer(k: int, u: ArrayLike) -> NDArray[np.float64]:
     """Relative error of the answer x_k under b_k = (k-1)/(k+2), by Legendre polynomials.
 
     Args:
-        k: number of updates made, at least 1.
+        k: Number of updates made, at least 1.
         u: 1 - rate * curvature, any real number but 1.
 
     Returns:
@@ -128,8 +128,8 @@ def scaled_bessel(order: float, argument: ArrayLike) -> NDArray[np.float64]:
     polynomials, which Gauss quadrature takes to full precision for arguments up to about 60.
 
     Args:
-        order: nu of at least 0.
-        argument: real numbers of modulus up to 60.
+        order: Nu of at least 0.
+        argument: Real numbers of modulus up to 60.
 
     Returns:
         Gamma(nu + 1) (2 / argument)^nu J_nu(argument); for nu = 1, 2 J_1(argument) / argument.
@@ -148,21 +148,22 @@ def scaled_bessel(order: float, argument: ArrayLike) -> NDArray[np.float64]:
 
 
 def polynomial_flow(time: ArrayLike, curvature: float, friction: float = 3.0) -> NDArray[np.float64]:
-    """The solution of X'' + (friction / t) X' + curvature X = 0, X(0) = 1, X'(0) = 0: the limit of (k-1)/(k+friction-1).
+    """The solution of X'' + (friction / t) X' + curvature X = 0, X(0) = 1, X'(0) = 0.
 
-    The answers x_k with rate s approach it at t = k sqrt(s), to first order in sqrt(s).
+    It is the limit of the momentum (k-1)/(k+friction-1): the answers x_k with rate s approach it at t = k sqrt(s), to
+    first order in sqrt(s).
 
     Args:
-        time: t of at least 0, with t sqrt(curvature) up to 60.
-        curvature: lambda.
-        friction: r of at least 1; 3 is Nesterov's.
+        time: T of at least 0, with t sqrt(curvature) up to 60.
+        curvature: Lambda.
+        friction: R of at least 1; 3 is Nesterov's.
 
     Returns:
         X(t) = Gamma((r+1)/2) (2 / z)^((r-1)/2) J_{(r-1)/2}(z) with z = t sqrt(curvature).
 
     Source:
-        W. Su, S. Boyd and E. Candes, "A differential equation for modeling Nesterov's accelerated gradient method", 2016,
-        equation (3) and section 4.
+        W. Su, S. Boyd and E. Candes, "A differential equation for modeling Nesterov's accelerated gradient method",
+        2016, equation (3) and section 4.
     """
     return scaled_bessel((friction - 1) / 2, np.asarray(time, np.float64) * np.sqrt(curvature))
 
@@ -173,9 +174,9 @@ def strongly_convex_flow(time: ArrayLike, curvature: float, strong_convexity: fl
     It is the limit of the constant momentum (1 - sqrt(mu s)) / (1 + sqrt(mu s)), to first order in sqrt(s).
 
     Args:
-        time: t of at least 0.
-        curvature: lambda of at least `strong_convexity`.
-        strong_convexity: mu.
+        time: T of at least 0.
+        curvature: Lambda of at least `strong_convexity`.
+        strong_convexity: Mu.
 
     Returns:
         exp(-sqrt(mu) t) (cos(omega t) + sqrt(mu) sin(omega t) / omega) with omega = sqrt(lambda - mu).
@@ -187,16 +188,14 @@ def strongly_convex_flow(time: ArrayLike, curvature: float, strong_convexity: fl
     damping = np.sqrt(strong_convexity)
     frequency = np.sqrt(curvature - strong_convexity)
     # numpy's sinc is sin(pi x) / (pi x), which is right at frequency 0.
-    return np.exp(-damping * time) * (
-        np.cos(frequency * time) + damping * time * np.sinc(frequency * time / np.pi)
-    )
+    return np.exp(-damping * time) * (np.cos(frequency * time) + damping * time * np.sinc(frequency * time / np.pi))
 
 
 def bessel_answer(k: ArrayLike, u: ArrayLike) -> NDArray[np.float64]:
     """The answer x_k under b_k = (k-1)/(k+2), to second order in the square root of the rate.
 
     Args:
-        k: number of updates made, at least 1.
+        k: Number of updates made, at least 1.
         u: 1 - rate * curvature in [0, 1].
 
     Returns:
@@ -210,10 +209,10 @@ def chebyshev_error(k: ArrayLike, curvature: float, smoothness: float, strong_co
     """Relative error of Chebyshev's semi-iteration, the best polynomial for a spectrum in [mu, L].
 
     Args:
-        k: number of updates made, at least 0.
-        curvature: lambda in [mu, L].
+        k: Number of updates made, at least 0.
+        curvature: Lambda in [mu, L].
         smoothness: L.
-        strong_convexity: mu in (0, L).
+        strong_convexity: Mu in (0, L).
 
     Returns:
         T_k((L + mu - 2 lambda) / (L - mu)) / T_k((L + mu) / (L - mu)).
@@ -235,9 +234,9 @@ def chebyshev_weight(k: ArrayLike, smoothness: float, strong_convexity: float) -
     Its limit is the heavy ball of `trajectories.polyak_tuning`: omega - 1 is the momentum, 2 omega / (L + mu) the rate.
 
     Args:
-        k: at least 1; omega_1 = 1.
+        k: At least 1; omega_1 = 1.
         smoothness: L.
-        strong_convexity: mu in (0, L).
+        strong_convexity: Mu in (0, L).
 
     Returns:
         2 sigma T_{k-1}(sigma) / T_k(sigma) with sigma = (L + mu) / (L - mu); 1 at k = 1.

@@ -14,10 +14,10 @@ def constant_gradient_updates(
     """Updates number t (from 0) of the gradient-unit form under a constant gradient.
 
     Args:
-        t: numbers of the updates, integers of at least 0.
-        rates: alpha_t of those updates, the shape of `t` or a scalar.
-        momentum: beta in [0, 1).
-        gradient: g.
+        t: Numbers of the updates, integers of at least 0.
+        rates: Alpha_t of those updates, the shape of `t` or a scalar.
+        momentum: Beta in [0, 1).
+        gradient: G.
         nesterov: Nesterov's method, or the heavy ball where false.
 
     Returns:
@@ -34,9 +34,9 @@ def constant_gradient_displacement(
 
     Args:
         steps: T, numbers of updates made.
-        rate: alpha, constant.
-        momentum: beta in [0, 1).
-        gradient: g.
+        rate: Alpha, constant.
+        momentum: Beta in [0, 1).
+        gradient: G.
         nesterov: Nesterov's method, or the heavy ball where false.
 
     Returns:
@@ -52,9 +52,9 @@ def warm_up_displacement(steps: ArrayLike, rate: float, momentum: float, gradien
 
     Args:
         steps: T, numbers of updates made.
-        rate: the rate of the first update.
-        momentum: beta in [0, 1).
-        gradient: g.
+        rate: The rate of the first update.
+        momentum: Beta in [0, 1).
+        gradient: G.
 
     Returns:
         -(rate g / (1 - beta)) (T (T+1) / 2 - beta S), where S is the sum of j beta^j for j up to T.
@@ -68,8 +68,8 @@ def impulse_response(count: int, momentum: float, *, nesterov: bool = True) -> N
     """The weights with which a gradient enters its own update and those that follow.
 
     Args:
-        count: how many weights.
-        momentum: beta in [0, 1).
+        count: How many weights.
+        momentum: Beta in [0, 1).
         nesterov: Nesterov's method, or the heavy ball where false.
 
     Returns:
@@ -87,9 +87,9 @@ def stream_updates(
     """The updates of the gradient-unit form for any stream of gradients, as a convolution.
 
     Args:
-        gradients: g_t, shape (steps,).
-        rates: alpha_t, shape (steps,) or a scalar.
-        momentum: beta in [0, 1).
+        gradients: G_t, shape (steps,).
+        rates: Alpha_t, shape (steps,) or a scalar.
+        momentum: Beta in [0, 1).
         nesterov: Nesterov's method, or the heavy ball where false.
 
     Returns:
@@ -104,9 +104,9 @@ def stream_displacement(gradients: ArrayLike, rate: float, momentum: float) -> f
     """How far Nesterov's method has moved after a stream of gradients under a constant rate.
 
     Args:
-        gradients: g_t, shape (steps,).
-        rate: alpha, constant.
-        momentum: beta in [0, 1).
+        gradients: G_t, shape (steps,).
+        rate: Alpha, constant.
+        momentum: Beta in [0, 1).
 
     Returns:
         -alpha times the sum of g_j (1 - beta^(T-j+1)) / (1 - beta) over j < T.

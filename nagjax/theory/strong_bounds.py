@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 
 class GeneralScheme(NamedTuple):
-    """Nesterov's constant-step scheme: `alphas` solve its recursion, `momenta[k]` forms y_k, `factors[k]` is lambda_k."""
+    """Nesterov's constant-step scheme: alphas solve its recursion, momenta[k] forms y_k, factors[k] is lambda_k."""
 
     alphas: NDArray[np.float64]
     momenta: NDArray[np.float64]
@@ -23,8 +23,8 @@ def general_scheme(iterations: int, inverse_condition: float, first_alpha: float
 
     Args:
         iterations: N.
-        inverse_condition: q in [0, 1).
-        first_alpha: alpha_0 in (0, 1); sqrt(q) makes the momentum constant.
+        inverse_condition: Q in [0, 1).
+        first_alpha: Alpha_0 in (0, 1); sqrt(q) makes the momentum constant.
 
     Returns:
         alpha_0, ..., alpha_N; the momenta that form y_0 (0), ..., y_N; lambda_0 = 1, ..., lambda_N.
@@ -50,8 +50,8 @@ def estimate_start(smoothness: float, strong_convexity: float, first_alpha: floa
 
     Args:
         smoothness: L.
-        strong_convexity: mu.
-        first_alpha: alpha_0 in (0, 1).
+        strong_convexity: Mu.
+        first_alpha: Alpha_0 in (0, 1).
 
     Returns:
         alpha_0 (alpha_0 L - mu) / (1 - alpha_0).
@@ -64,8 +64,8 @@ def first_alpha(smoothness: float, strong_convexity: float, estimate_curvature: 
 
     Args:
         smoothness: L.
-        strong_convexity: mu.
-        estimate_curvature: gamma_0 of at least mu, positive.
+        strong_convexity: Mu.
+        estimate_curvature: Gamma_0 of at least mu, positive.
 
     Returns:
         alpha_0.
@@ -79,9 +79,9 @@ def general_guarantee(factor: float, initial_gap: float, estimate_curvature: flo
     """The guarantee of Nesterov's scheme for f(x_k) - f*.
 
     Args:
-        factor: lambda_k of `general_scheme`.
-        initial_gap: f(x_0) - f*.
-        estimate_curvature: gamma_0 of at least mu.
+        factor: Lambda_k of `general_scheme`.
+        initial_gap: F(x_0) - f*.
+        estimate_curvature: Gamma_0 of at least mu.
         radius: R.
 
     Returns:
@@ -99,10 +99,10 @@ def general_factor_bound(
     """An upper bound of lambda_k in closed form.
 
     Args:
-        iterations: k.
+        iterations: K.
         smoothness: L.
-        strong_convexity: mu.
-        estimate_curvature: gamma_0 of at least mu.
+        strong_convexity: Mu.
+        estimate_curvature: Gamma_0 of at least mu.
 
     Returns:
         min((1 - sqrt(q))^k, 4 L / (2 sqrt(L) + k sqrt(gamma_0))^2).
@@ -115,14 +115,16 @@ def general_factor_bound(
     return float(min(linear, sublinear))
 
 
-def nesterov_guarantee(iterations: int, smoothness: float, strong_convexity: float, initial_gap: float, radius: float = 1.0) -> float:
+def nesterov_guarantee(
+    iterations: int, smoothness: float, strong_convexity: float, initial_gap: float, radius: float = 1.0
+) -> float:
     """The guarantee for f(x_N) - f* with the constant momentum (1 - sqrt(q)) / (1 + sqrt(q)); it is not tight.
 
     Args:
         iterations: N.
         smoothness: L.
-        strong_convexity: mu.
-        initial_gap: f(x_0) - f*.
+        strong_convexity: Mu.
+        initial_gap: F(x_0) - f*.
         radius: R.
 
     Returns:
@@ -136,17 +138,17 @@ def nesterov_guarantee(iterations: int, smoothness: float, strong_convexity: flo
 
 
 def nesterov_on_huber(iterations: int, smoothness: float, strong_convexity: float, threshold: float) -> float:
-    """f(x_N) - f* on mu x^2 / 2 plus a Huber function of smoothness L - mu, in units of f(x_0) - f* + mu R^2 / 2, R = 1.
+    """f(x_N) - f* on mu x^2 / 2 plus a Huber function of smoothness L - mu, relative to f(x_0) - f* + mu R^2 / 2.
 
     Args:
         iterations: N.
         smoothness: L.
-        strong_convexity: mu.
-        threshold: the kink tau in (0, 1), which the query points must not cross.
+        strong_convexity: Mu.
+        threshold: The kink tau in [0, 1], in units of R, which the query points must not cross.
 
     Returns:
-        The relative value at x_N = (1 + c/mu) (1 - sqrt(q))^N (1 + N sqrt(q)) - c/mu with c = (L - mu) tau; -inf where
-        x_N would lie below the kink, so that the formula does not hold.
+        The relative value at x_N = (1 + c/mu) (1 - sqrt(q))^N (1 + N sqrt(q)) - c/mu with c = (L - mu) tau and R = 1;
+        -inf where x_N would lie below the kink, so that the formula does not hold.
     """
     slope = (smoothness - strong_convexity) * threshold
     root = np.sqrt(strong_convexity / smoothness)
@@ -156,6 +158,28 @@ def nesterov_on_huber(iterations: int, smoothness: float, strong_convexity: floa
         return float("-inf")
     value = strong_convexity * point**2 / 2 + slope * point - slope * threshold / 2
     return float(value / (strong_convexity + slope - slope * threshold / 2))
+
+
+def nesterov_worst_threshold(iterations: int, smoothness: float, strong_convexity: float) -> float:
+    """The kink for which `nesterov_on_huber` is largest.
+
+    Args:
+        iterations: N, at least 1.
+        smoothness: L.
+        strong_convexity: mu in (0, L).
+
+    Returns:
+        tau in [0, 1], in units of R, to about 1e-8: the value is flat there, or ends where the formula does.
+    """
+    low, high, threshold = 0.0, 1.0, 0.0
+    # Each round keeps the two cells beside the best point of the grid, a sixteenth of the interval: 13 end at rounding.
+    for _ in range(13):
+        grid = np.linspace(low, high, 33)
+        values = [nesterov_on_huber(iterations, smoothness, strong_convexity, float(tau)) for tau in grid]
+        best = int(np.argmax(values))
+        threshold = float(grid[best])
+        low, high = float(grid[max(best - 1, 0)]), float(grid[min(best + 1, 32)])
+    return threshold
 
 
 def nesterov_worst_case(iterations: int, smoothness: float, strong_convexity: float) -> float:
@@ -171,14 +195,8 @@ def nesterov_worst_case(iterations: int, smoothness: float, strong_convexity: fl
     Returns:
         max over tau of (f(x_N) - f*) / (f(x_0) - f* + mu R^2 / 2).
     """
-    low, high = 0.0, 1.0
-    # Each round keeps the two grid cells around the best point; 12 rounds of 1/16 end below rounding.
-    for _ in range(12):
-        grid = np.linspace(low, high, 33)[1:-1] if low == 0.0 else np.linspace(low, high, 33)
-        values = [nesterov_on_huber(iterations, smoothness, strong_convexity, float(tau)) for tau in grid]
-        best, cell = float(grid[int(np.argmax(values))]), (high - low) / 32
-        low, high = max(best - cell, 0.0), min(best + cell, 1.0)
-    return max(values)
+    threshold = nesterov_worst_threshold(iterations, smoothness, strong_convexity)
+    return nesterov_on_huber(iterations, smoothness, strong_convexity, threshold)
 
 
 class TripleMomentum(NamedTuple):
@@ -196,7 +214,7 @@ def triple_momentum_constants(smoothness: float, strong_convexity: float) -> Tri
 
     Args:
         smoothness: L.
-        strong_convexity: mu in (0, L].
+        strong_convexity: Mu in (0, L].
 
     Returns:
         rho = 1 - 1/sqrt(kappa) and (alpha, beta, gamma, delta).
@@ -215,13 +233,15 @@ def triple_momentum_constants(smoothness: float, strong_convexity: float) -> Tri
     )
 
 
-def triple_momentum_worst_case(iterations: int, smoothness: float, strong_convexity: float, radius: float = 1.0) -> float:
+def triple_momentum_worst_case(
+    iterations: int, smoothness: float, strong_convexity: float, radius: float = 1.0
+) -> float:
     """The exact worst case of f(x_N) - f* under the triple momentum method, attained by L x^2 / 2.
 
     Args:
         iterations: N, at least 1.
         smoothness: L.
-        strong_convexity: mu.
+        strong_convexity: Mu.
         radius: R.
 
     Returns:
@@ -248,7 +268,7 @@ def item_sequences(iterations: int, inverse_condition: float) -> Item:
 
     Args:
         iterations: N.
-        inverse_condition: q in [0, 1).
+        inverse_condition: Q in [0, 1).
 
     Returns:
         A_k, beta_k and delta_k.
@@ -273,7 +293,7 @@ def item_worst_case(iterations: int, inverse_condition: float, radius: float = 1
 
     Args:
         iterations: N.
-        inverse_condition: q in [0, 1).
+        inverse_condition: Q in [0, 1).
         radius: R.
 
     Returns:

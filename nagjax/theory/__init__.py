@@ -1,0 +1,12 @@
+"""Closed forms, worst cases and reference loops, in NumPy alone: what the tests hold the library to."""
+
+from nagjax.theory import bounds as bounds
+from nagjax.theory import convex_loops as convex_loops
+from nagjax.theory import polynomials as polynomials
+from nagjax.theory import responses as responses
+from nagjax.theory import restart_loops as restart_loops
+from nagjax.theory import sequences as sequences
+from nagjax.theory import state_space as state_space
+from nagjax.theory import strong_bounds as strong_bounds
+from nagjax.theory import training_loops as training_loops
+from nagjax.theory import trajectories as trajectories
