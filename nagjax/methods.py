@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 
-import jax
 import optax
 from jax.typing import ArrayLike
 
 from nagjax import checks
 from nagjax import momentum as rules
 from nagjax.descent import add_decayed_weights, scale_by_learning_rate
-from nagjax.momentum.classical import as_scalar
+from nagjax.momentum.classical import number
 from nagjax.momentum.optimal import contraction
 from nagjax.transform import accelerate
 from nagjax.types import Momentum, PyTree, Restart, Storage
@@ -110,7 +109,7 @@ def ogm(smoothness: ArrayLike) -> optax.GradientTransformationExtraArgs:
         As in `momentum.ogm`.
     """
     _check_smoothness("ogm", smoothness)
-    return optax.chain(scale_by_learning_rate(1 / as_scalar(smoothness)), accelerate(rules.ogm()))
+    return optax.chain(scale_by_learning_rate(1 / number(smoothness)), accelerate(rules.ogm()))
 
 
 def triple_momentum(smoothness: ArrayLike, strong_convexity: ArrayLike) -> optax.GradientTransformationExtraArgs:
@@ -131,7 +130,7 @@ def triple_momentum(smoothness: ArrayLike, strong_convexity: ArrayLike) -> optax
         As in `momentum.triple_momentum`.
     """
     kappa = _condition_number("triple_momentum", smoothness, strong_convexity)
-    step_size = (1 + contraction(kappa)) / as_scalar(smoothness)
+    step_size = (1 + contraction(kappa)) / number(smoothness)
     return optax.chain(scale_by_learning_rate(step_size), accelerate(rules.triple_momentum(kappa)))
 
 
@@ -153,17 +152,18 @@ def item(smoothness: ArrayLike, strong_convexity: ArrayLike) -> optax.GradientTr
         As in `momentum.item`.
     """
     kappa = _condition_number("item", smoothness, strong_convexity)
-    return optax.chain(scale_by_learning_rate(1 / as_scalar(smoothness)), accelerate(rules.item(kappa)))
+    return optax.chain(scale_by_learning_rate(1 / number(smoothness)), accelerate(rules.item(kappa)))
 
 
 def _check_smoothness(function: str, smoothness: ArrayLike) -> None:
     checks.positive(function, "smoothness", smoothness, "give the largest curvature L")
 
 
-def _condition_number(function: str, smoothness: ArrayLike, strong_convexity: ArrayLike) -> jax.Array:
+def _condition_number(function: str, smoothness: ArrayLike, strong_convexity: ArrayLike) -> ArrayLike:
     _check_smoothness(function, smoothness)
     checks.positive(function, "strong_convexity", strong_convexity, "give the smallest curvature mu")
-    if checks.is_known(smoothness) and checks.is_known(strong_convexity) and strong_convexity > smoothness:
+    kappa = number(smoothness) / number(strong_convexity)
+    if checks.is_known(kappa) and kappa < 1:
         remedy = "smoothness is the largest curvature, strong_convexity the smallest"
         checks.reject(function, "strong_convexity", f"at most smoothness = {smoothness}", strong_convexity, remedy)
-    return as_scalar(smoothness) / as_scalar(strong_convexity)
+    return kappa

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
@@ -172,7 +173,8 @@ def subtract_velocity(params: PyTree, velocity: PyTree, readout: jax.Array) -> P
                 "eval_params", "params", f"of shape {w.shape} here", jnp.shape(y), "pass the tree that `init` received"
             )
         scale = readout.reshape(readout.shape + (1,) * (w.ndim - readout.ndim))
-        return (y.astype(w.dtype) - trees.scaled(scale, w)).astype(y.dtype)
+        dtype = np.promote_types(trees.compute_dtype(y.dtype), w.dtype)
+        return (y.astype(dtype) - trees.scaled(scale, w.astype(dtype))).astype(y.dtype)
 
     answers = [leaf for y, w in zip(parts, buffers, strict=True) for leaf in trees.leaves(subtract(y, w))]
     return trees.rebuild(params, answers)

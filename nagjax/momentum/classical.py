@@ -1,7 +1,7 @@
 """Nesterov's momentum with constant, scheduled and increasing b_k; heavy ball and quasi-hyperbolic momentum."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -176,7 +176,7 @@ def strongly_convex(condition_number: ArrayLike) -> Momentum:
         Y. Nesterov, "Introductory lectures on convex optimization", 2004, section 2.2, scheme (2.2.11).
     """
     check_condition_number("momentum.strongly_convex", condition_number)
-    root = jnp.sqrt(as_scalar(condition_number))
+    root = number(condition_number) ** 0.5
     b = (root - 1) / (root + 1)
     return fixed(Coefficients(decay=b, direct=1.0, gain=b, readout=b), nesterov=True)
 
@@ -286,12 +286,18 @@ def quasi_hyperbolic(b: ArrayLike, nu: ArrayLike) -> Momentum:
     checks.scalar(
         "momentum.quasi_hyperbolic", "nu", nu, "in [0, 1]", lambda v: 0 <= v <= 1, "the paper recommends 0.7"
     )
-    return fixed(Coefficients(decay=b, direct=1 - as_scalar(nu), gain=as_scalar(nu) * (1 - as_scalar(b)), readout=0.0))
+    b, nu = number(b), number(nu)
+    return fixed(Coefficients(decay=b, direct=1 - nu, gain=nu * (1 - b), readout=0.0))
 
 
 def as_scalar(value: ArrayLike) -> jax.Array:
     """`value` in the dtype of coefficients, so that 1 - b is never computed in the dtype of the parameters."""
     return jnp.asarray(value).astype(trees.scalar_dtype())
+
+
+def number(value: ArrayLike) -> Any:
+    """`value` for arithmetic when a rule is built: a Python float, which needs no device yet, or a wide array."""
+    return as_scalar(value) if isinstance(value, jax.Array) else float(cast("float", value))
 
 
 def as_momentum(momentum: ArrayLike | Schedule | Momentum) -> Momentum:

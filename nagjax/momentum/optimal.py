@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from nagjax import checks, trees
-from nagjax.momentum.classical import as_scalar, check_condition_number, fixed, next_t
+from nagjax.momentum.classical import check_condition_number, fixed, next_t, number
 from nagjax.types import Coefficients, Momentum
 
 # A_k grows geometrically without limit; beyond this, b_k and d_k equal their limits to rounding in float32 and float64.
@@ -86,9 +86,9 @@ def triple_momentum(condition_number: ArrayLike) -> Momentum:
     return fixed(Coefficients(decay, direct, 1 + gamma - direct, gamma - rho**2 / (1 - rho**2)))
 
 
-def contraction(condition_number: ArrayLike) -> jax.Array:
+def contraction(condition_number: ArrayLike) -> Any:
     """Triple momentum's rate rho = 1 - 1/sqrt(kappa)."""
-    return 1 - 1 / jnp.sqrt(as_scalar(condition_number))
+    return 1 - number(condition_number) ** -0.5
 
 
 class _ItemCarry(NamedTuple):
@@ -129,7 +129,7 @@ def item(condition_number: ArrayLike) -> Momentum:
         lambda v: 1 < v < float("inf"),
         "at L = mu one gradient step solves the problem",
     )
-    q = 1 / as_scalar(condition_number)
+    q = 1 / number(condition_number)
 
     def root(a: jax.Array) -> jax.Array:
         return 1 + jnp.sqrt(1 + a) * jnp.sqrt(1 + q * a)
