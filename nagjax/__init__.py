@@ -1,5 +1,8 @@
 """Nesterov acceleration for JAX, as composable Optax gradient transformations."""
 
+import importlib
+from types import ModuleType
+
 from nagjax import conventions as conventions
 from nagjax import momentum as momentum
 from nagjax import restart as restart
@@ -19,3 +22,15 @@ from nagjax.types import Restart as Restart
 from nagjax.types import Storage as Storage
 
 __version__ = "0.1.0"
+
+_LAZY = ("models", "problems", "theory")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _LAZY:
+        return importlib.import_module(f"nagjax.{name}")
+    raise AttributeError(f"module 'nagjax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-
 _NUMBERS: Any = (numbers.Real, np.ndarray, np.generic, jax.Array)
 
 
@@ -58,4 +57,3 @@ def whole(function: str, argument: str, value: Any, least: int, remedy: str) -> 
         reject(function, argument, f"an integer of at least {least}", value, remedy, TypeError)
     if value < least:
         reject(function, argument, f"an integer of at least {least}", value, remedy)
-

@@ -14,7 +14,8 @@ from jax.typing import ArrayLike
 
 from nagjax import checks, trees
 from nagjax.descent import scale_by_learning_rate
-from nagjax.momentum.classical import Schedule, as_scalar, constant, evaluate, heavy_ball
+from nagjax.momentum.classical import constant, heavy_ball
+from nagjax.scalars import Schedule, as_scalar, evaluate, increment, scalar_dtype
 from nagjax.storage import full
 from nagjax.transform import accelerate, check_floating, decode_checked, subtract_velocity
 from nagjax.types import PyTree
@@ -96,7 +97,7 @@ def pytorch_sgd(
     def init(params: PyTree) -> PytorchSgdState:
         check_floating(name, params)
         zero = jnp.zeros((), jnp.int32)
-        return PytorchSgdState(storage.init(params), jnp.zeros((), trees.scalar_dtype()), zero, zero)
+        return PytorchSgdState(storage.init(params), jnp.zeros((), scalar_dtype()), zero, zero)
 
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
@@ -126,8 +127,8 @@ def pytorch_sgd(
         new_state = PytorchSgdState(
             momentum_buffer=storage.encode(buffer, state.momentum_buffer),
             readout=-rate * decay if nesterov else jnp.zeros_like(rate),
-            age=trees.increment(state.age),
-            step=trees.increment(state.step),
+            age=increment(state.age),
+            step=increment(state.step),
         )
         return trees.map_present(propose, updates, gradients, buffer), new_state
 

@@ -14,7 +14,7 @@ import optax
 from jax.typing import ArrayLike
 
 from nagjax import checks, trees
-from nagjax.momentum.classical import Schedule, as_scalar, evaluate
+from nagjax.scalars import Schedule, as_scalar, evaluate, increment
 from nagjax.types import PyTree
 
 
@@ -33,7 +33,7 @@ def scale_by_learning_rate(learning_rate: ArrayLike | Schedule) -> optax.Gradien
         del params
         if callable(learning_rate):
             rate = evaluate("learning_rate", learning_rate, state.count)
-            state = optax.ScaleByScheduleState(trees.increment(state.count))
+            state = optax.ScaleByScheduleState(increment(state.count))
         else:
             rate = as_scalar(learning_rate)
 

@@ -8,8 +8,8 @@ from jax.typing import ArrayLike
 from nagjax import checks
 from nagjax import momentum as rules
 from nagjax.descent import add_decayed_weights, scale_by_learning_rate
-from nagjax.momentum.classical import number
 from nagjax.momentum.optimal import contraction
+from nagjax.scalars import number
 from nagjax.transform import accelerate
 from nagjax.types import Momentum, PyTree, Restart, Storage
 

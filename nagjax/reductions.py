@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from nagjax import trees
+from nagjax.scalars import scalar_dtype
 from nagjax.types import PyTree
 
 _LARGE = 2**16  # elements
@@ -30,7 +31,7 @@ def inner_product(a: PyTree, b: PyTree, axis_name: AxisName | None = None) -> ja
     Returns:
         A scalar in float32, or float64 under `jax_enable_x64`.
     """
-    dtype = trees.scalar_dtype()
+    dtype = scalar_dtype()
     total = jnp.zeros((), dtype)
     for left, right in zip(trees.leaves(a), trees.leaves(b), strict=True):
         if not trees.is_absent(left):

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nagjax import checks, trees
+from nagjax import checks
 from nagjax.reductions import AxisName, inner_product, squared_norm
+from nagjax.scalars import increment, scalar_dtype
 from nagjax.types import PyTree, Restart
 
 
@@ -36,7 +37,7 @@ def gradient(axis_name: AxisName | None = None) -> Restart:
 
 
 class _SpeedCarry(NamedTuple):
-    age: jax.Array  # updates since the last restart, int32 scalar
+    steps: jax.Array  # updates since the last restart, int32 scalar
     speed: jax.Array  # |w|^2 of the last update, scalar
 
 
@@ -66,11 +67,11 @@ def speed(axis_name: AxisName | None = None, *, k_min: int = 2) -> Restart:
     checks.whole("restart.speed", "k_min", k_min, 2, "10 is usual")
 
     def init() -> _SpeedCarry:
-        return _SpeedCarry(jnp.zeros((), jnp.int32), jnp.zeros((), trees.scalar_dtype()))
+        return _SpeedCarry(jnp.zeros((), jnp.int32), jnp.zeros((), scalar_dtype()))
 
     def test(carry: _SpeedCarry, *, velocity: PyTree, **_: Any) -> tuple[jax.Array, _SpeedCarry]:
-        age, now = trees.increment(carry.age), squared_norm(velocity, axis_name)
-        return (now < carry.speed) & (age >= k_min), _SpeedCarry(age, now)
+        steps, now = increment(carry.steps), squared_norm(velocity, axis_name)
+        return (now < carry.speed) & (steps >= k_min), _SpeedCarry(steps, now)
 
     return Restart(init, test, needs_nesterov=True)
 
@@ -89,7 +90,7 @@ def value() -> Restart:
     """
 
     def init() -> jax.Array:
-        return jnp.full((), jnp.inf, trees.scalar_dtype())
+        return jnp.full((), jnp.inf, scalar_dtype())
 
     def test(last: jax.Array, *, value: Any = None, **_: Any) -> tuple[jax.Array, jax.Array]:
         if value is None:
@@ -128,7 +129,7 @@ def every(period: int) -> Restart:
         return jnp.zeros((), jnp.int32)
 
     def test(count: jax.Array, **_: Any) -> tuple[jax.Array, jax.Array]:
-        count = trees.increment(count)
+        count = increment(count)
         return count >= period, count
 
     return Restart(init, test)

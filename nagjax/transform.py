@@ -10,7 +10,8 @@ import optax
 from jax.typing import ArrayLike
 
 from nagjax import checks, trees
-from nagjax.momentum.classical import Schedule, as_momentum, as_scalar
+from nagjax.momentum.classical import as_momentum
+from nagjax.scalars import Schedule, as_scalar, increment, scalar_dtype
 from nagjax.storage import decode, full, where
 from nagjax.types import Carry, Momentum, PyTree, Restart, Storage
 
@@ -104,7 +105,7 @@ def accelerate(
         check_floating("accelerate", params)
         return AccelerateState(
             velocity=buffer.init(params),
-            readout=jnp.zeros((), trees.scalar_dtype()),
+            readout=jnp.zeros((), scalar_dtype()),
             age=jnp.zeros((), jnp.int32),
             momentum=rule.init(),
             restart=() if restart is None else restart.init(),
@@ -124,7 +125,7 @@ def accelerate(
         if restart is None:
             stored = buffer.encode(proposed, state.velocity)
             terms = [(gain, buffer.decode(stored, updates)), (direct, updates)]
-            age, restart_carry = trees.increment(state.age), state.restart
+            age, restart_carry = increment(state.age), state.restart
         else:
             carry = _select(fresh, restart.init(), state.restart)
             flag, restart_carry = restart.test(carry, step=updates, velocity=proposed, **extra)
@@ -136,7 +137,7 @@ def accelerate(
             if not rule.nesterov:
                 # Land on the answer; in Nesterov's form gain - readout is 0, and zero velocity is enough.
                 terms.append(((1 - keep) * (gain - readout), proposed))
-            readout, age = keep * readout, jnp.where(flag, 0, trees.increment(state.age))
+            readout, age = keep * readout, jnp.where(flag, 0, increment(state.age))
 
         new_state = AccelerateState(stored, readout, age, momentum_carry, restart_carry)
         return trees.map_present(_as_dtype_of, updates, _combine(*terms)), new_state

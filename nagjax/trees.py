@@ -49,20 +49,10 @@ def zeros(tree: PyTree) -> PyTree:
     return jax.tree.map(zero, tree)
 
 
-def increment(count: jax.Array) -> jax.Array:
-    """The next count, which stays at the largest integer instead of wrapping round to negative ones."""
-    return jnp.asarray(optax.safe_increment(count))
-
-
 def compute_dtype(dtype: DTypeLike) -> jnp.dtype:
     """The dtype in which a velocity is computed: float32 for 8- and 16-bit leaves, else the leaf's own."""
     dtype = jnp.dtype(dtype)
     return jnp.dtype(jnp.float32) if jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4 else dtype
-
-
-def scalar_dtype() -> jnp.dtype:
-    """The dtype of coefficients and of global sums: float32, or float64 under `jax_enable_x64`."""
-    return jnp.dtype(jnp.result_type(float))
 
 
 def scaled(factor: jax.Array, leaf: jax.Array) -> jax.Array:

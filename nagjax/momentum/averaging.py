@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from nagjax import checks, trees
-from nagjax.momentum.classical import Schedule, as_scalar, evaluate
+from nagjax import checks
+from nagjax.scalars import Schedule, as_scalar, evaluate, increment, scalar_dtype
 from nagjax.types import Coefficients, Momentum
 
 
@@ -61,13 +61,13 @@ def schedule_free(
     checks.nonnegative(name, "count_power", count_power, "the authors use 0")
 
     def init() -> _ScheduleFreeCarry:
-        zero = jnp.zeros((), trees.scalar_dtype())
+        zero = jnp.zeros((), scalar_dtype())
         return _ScheduleFreeCarry(jnp.zeros((), jnp.int32), zero, zero, zero)
 
     def following(carry: _ScheduleFreeCarry, **_: Any) -> tuple[Coefficients, _ScheduleFreeCarry]:
         rate = evaluate(name, learning_rate, carry.step) if callable(learning_rate) else as_scalar(learning_rate)
         largest = jnp.maximum(carry.largest_rate, rate)
-        count = trees.increment(carry.step)
+        count = increment(carry.step)
         weight = count.astype(largest.dtype) ** as_scalar(count_power) * largest ** as_scalar(weight_power)
         total = carry.weight_sum + weight
         average = jnp.where(total > 0, weight / jnp.where(total > 0, total, 1), 0)
@@ -119,14 +119,12 @@ def primal_averaging(mu_x: ArrayLike | Schedule = 0.9967, mu_y: ArrayLike | Sche
         return evaluate(name, parameter, count) if callable(parameter) else as_scalar(parameter)
 
     def init() -> _PrimalAveragingCarry:
-        return _PrimalAveragingCarry(jnp.zeros((), jnp.int32), jnp.zeros((), trees.scalar_dtype()))
+        return _PrimalAveragingCarry(jnp.zeros((), jnp.int32), jnp.zeros((), scalar_dtype()))
 
     def following(carry: _PrimalAveragingCarry, **_: Any) -> tuple[Coefficients, _PrimalAveragingCarry]:
-        after = trees.increment(carry.step)
+        after = increment(carry.step)
         x, y, y_next = at(mu_x, carry.step), at(mu_y, carry.step), at(mu_y, after)
-        coefficients = Coefficients(
-            decay=carry.decay, direct=1 - y, gain=y - y_next * x, readout=(1 - y_next) * x
-        )
+        coefficients = Coefficients(decay=carry.decay, direct=1 - y, gain=y - y_next * x, readout=(1 - y_next) * x)
         return coefficients, _PrimalAveragingCarry(after, x)
 
     return Momentum(init, following)

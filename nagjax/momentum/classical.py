@@ -1,16 +1,14 @@
 """Nesterov's momentum with constant, scheduled and increasing b_k; heavy ball and quasi-hyperbolic momentum."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from nagjax import checks, trees
+from nagjax import checks
+from nagjax.scalars import Schedule, as_scalar, evaluate, increment, number, scalar_dtype
 from nagjax.types import Coefficients, Momentum
-
-Schedule = Callable[[ArrayLike], ArrayLike]
 
 
 def fixed(coefficients: Coefficients, *, nesterov: bool = False) -> Momentum:
@@ -70,22 +68,11 @@ def schedule(fn: Schedule) -> Momentum:
         return jnp.zeros((), jnp.int32)
 
     def following(k: jax.Array, **_: Any) -> tuple[Coefficients, jax.Array]:
-        after = trees.increment(k)
+        after = increment(k)
         decay, gain = evaluate("momentum.schedule", fn, k), evaluate("momentum.schedule", fn, after)
         return Coefficients(decay, 1.0, gain, gain), after
 
     return Momentum(init, following, nesterov=True)
-
-
-def evaluate(function: str, fn: Schedule, count: jax.Array) -> jax.Array:
-    """The value of a user's schedule as a scalar of `trees.scalar_dtype()`."""
-    # Optax's schedules, and most of those that people write, mix dtypes and ranks.
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        value = jnp.asarray(fn(count))
-    if value.shape or not jnp.issubdtype(value.dtype, jnp.number) or jnp.iscomplexobj(value):
-        found = f"{value.dtype}{list(value.shape)}"
-        checks.reject(function, "the schedule", "a function that returns one real number", found, "return a scalar")
-    return value.astype(trees.scalar_dtype())
 
 
 class _FistaCarry(NamedTuple):
@@ -109,7 +96,7 @@ def fista() -> Momentum:
     """
 
     def init() -> _FistaCarry:
-        dtype = trees.scalar_dtype()
+        dtype = scalar_dtype()
         return _FistaCarry(t=jnp.ones((), dtype), momentum=jnp.zeros((), dtype))
 
     def following(carry: _FistaCarry, **_: Any) -> tuple[Coefficients, _FistaCarry]:
@@ -149,7 +136,7 @@ def polynomial(a: ArrayLike = 2.0) -> Momentum:
     checks.positive("momentum.polynomial", "a", a, "2 is the usual value; above 2 the iterates converge too")
 
     def momentum(k: ArrayLike) -> jax.Array:
-        k = jnp.asarray(k).astype(trees.scalar_dtype())
+        k = jnp.asarray(k).astype(scalar_dtype())
         return jnp.maximum(k - 1, 0) / (k + as_scalar(a))
 
     return schedule(momentum)
@@ -208,7 +195,7 @@ def sutskever(max_momentum: ArrayLike = 0.99) -> Momentum:
     checks.fraction("momentum.sutskever", "max_momentum", max_momentum, "the paper uses 0.9 to 0.999")
 
     def momentum(k: ArrayLike) -> jax.Array:
-        stage = (jnp.asarray(k) // 250 + 1).astype(trees.scalar_dtype())
+        stage = (jnp.asarray(k) // 250 + 1).astype(scalar_dtype())
         return jnp.minimum(1 - 1 / (2 * stage), as_scalar(max_momentum))
 
     return schedule(momentum)
@@ -237,7 +224,7 @@ def demon(b: ArrayLike, total_steps: int) -> Momentum:
 
     def momentum(k: ArrayLike) -> jax.Array:
         start = as_scalar(b)
-        remaining = jnp.maximum(1 - jnp.asarray(k).astype(trees.scalar_dtype()) / total_steps, 0)
+        remaining = jnp.maximum(1 - jnp.asarray(k).astype(scalar_dtype()) / total_steps, 0)
         return start * remaining / ((1 - start) + start * remaining)
 
     return schedule(momentum)
@@ -283,21 +270,9 @@ def quasi_hyperbolic(b: ArrayLike, nu: ArrayLike) -> Momentum:
         J. Ma and D. Yarats, "Quasi-hyperbolic momentum and Adam for deep learning", 2019.
     """
     checks.fraction("momentum.quasi_hyperbolic", "b", b, "the paper recommends 0.999")
-    checks.scalar(
-        "momentum.quasi_hyperbolic", "nu", nu, "in [0, 1]", lambda v: 0 <= v <= 1, "the paper recommends 0.7"
-    )
+    checks.scalar("momentum.quasi_hyperbolic", "nu", nu, "in [0, 1]", lambda v: 0 <= v <= 1, "the paper recommends 0.7")
     b, nu = number(b), number(nu)
     return fixed(Coefficients(decay=b, direct=1 - nu, gain=nu * (1 - b), readout=0.0))
-
-
-def as_scalar(value: ArrayLike) -> jax.Array:
-    """`value` in the dtype of coefficients, so that 1 - b is never computed in the dtype of the parameters."""
-    return jnp.asarray(value).astype(trees.scalar_dtype())
-
-
-def number(value: ArrayLike) -> Any:
-    """`value` for arithmetic when a rule is built: a Python float, which needs no device yet, or a wide array."""
-    return as_scalar(value) if isinstance(value, jax.Array) else float(cast("float", value))
 
 
 def as_momentum(momentum: ArrayLike | Schedule | Momentum) -> Momentum:

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from nagjax import checks, trees
-from nagjax.momentum.classical import check_condition_number, fixed, next_t, number
+from nagjax import checks
+from nagjax.momentum.classical import check_condition_number, fixed, next_t
+from nagjax.scalars import number, scalar_dtype
 from nagjax.types import Coefficients, Momentum
 
 # A_k grows geometrically without limit; beyond this, b_k and d_k equal their limits to rounding in float32 and float64.
@@ -40,7 +41,7 @@ def ogm() -> Momentum:
     """
 
     def init() -> _OgmCarry:
-        one = jnp.ones((), trees.scalar_dtype())
+        one = jnp.ones((), scalar_dtype())
         return _OgmCarry(t=one, gain=one)
 
     def following(carry: _OgmCarry, **_: Any) -> tuple[Coefficients, _OgmCarry]:
@@ -141,7 +142,7 @@ def item(condition_number: ArrayLike) -> Momentum:
         return a / ((1 - q) * grow(a))
 
     def init() -> _ItemCarry:
-        dtype = trees.scalar_dtype()
+        dtype = scalar_dtype()
         return _ItemCarry(a=jnp.zeros((), dtype), gain=jnp.ones((), dtype))
 
     def following(carry: _ItemCarry, **_: Any) -> tuple[Coefficients, _ItemCarry]:
