@@ -9,7 +9,8 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from numpy.typing import NDArray
 
-from nagjax import checks, trees
+from nagjax import checks
+from nagjax.scalars import scalar_dtype
 
 
 class Problem(NamedTuple):
@@ -27,7 +28,7 @@ class Problem(NamedTuple):
 
 def resolve_dtype(dtype: DTypeLike | None) -> jnp.dtype:
     """The dtype of a problem: `dtype`, or JAX's default for real numbers."""
-    return trees.scalar_dtype() if dtype is None else jnp.dtype(dtype)
+    return scalar_dtype() if dtype is None else jnp.dtype(dtype)
 
 
 def real_array(
