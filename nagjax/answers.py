@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from nagjax import checks, trees
-from nagjax.types import HasAnswer, HasMomentum, PyTree
+from nagjax.types import PyTree
 
 _REMEDY = "pass the optimizer state of a chain with nagjax.accelerate, or of an optimizer of nagjax"
 
@@ -28,7 +28,7 @@ def eval_params(params: PyTree, opt_state: PyTree) -> PyTree:
     Raises:
         ValueError: `opt_state` holds no state with an answer, or does not belong to `params`.
     """
-    nodes = _find(opt_state, HasAnswer)
+    nodes = _find(opt_state, "answer")
     if not nodes:
         checks.reject("eval_params", "opt_state", "a state that has an answer", type(opt_state).__name__, _REMEDY)
     answer: PyTree = _plain(params)
@@ -51,7 +51,7 @@ def velocity(opt_state: PyTree) -> PyTree:
     Raises:
         ValueError: `opt_state` holds no momentum.
     """
-    nodes = _find(opt_state, HasMomentum)
+    nodes = _find(opt_state, "buffers")
     if not nodes:
         checks.reject("velocity", "opt_state", "a state with momentum", type(opt_state).__name__, _REMEDY)
     found = tuple(node.buffers() for node in nodes)
@@ -72,22 +72,27 @@ def reset_momentum(opt_state: PyTree) -> PyTree:
     Raises:
         ValueError: `opt_state` holds no momentum.
     """
-    if not _find(opt_state, HasMomentum):
+    has_reset = _has("reset")
+    if not _find(opt_state, "reset"):
         checks.reject("reset_momentum", "opt_state", "a state with momentum", type(opt_state).__name__, _REMEDY)
 
     def reset(node: Any) -> Any:
-        return node.reset() if isinstance(node, HasMomentum) else node
+        return node.reset() if has_reset(node) else node
 
-    return jax.tree.map(reset, opt_state, is_leaf=_is(HasMomentum))
-
-
-def _is(protocol: type) -> Callable[[Any], bool]:
-    return lambda node: isinstance(node, protocol)
+    return jax.tree.map(reset, opt_state, is_leaf=has_reset)
 
 
-def _find(opt_state: PyTree, protocol: type) -> list[Any]:
-    nodes: list[Any] = jax.tree.leaves(_plain(opt_state), is_leaf=_is(protocol))
-    return list(filter(_is(protocol), nodes))
+def _has(method: str) -> Callable[[Any], bool]:
+    # Asked of the type: a tree of parameters may have any key, and some containers show keys as attributes.
+    def has(node: object) -> bool:
+        return callable(getattr(type(node), method, None))
+
+    return has
+
+
+def _find(opt_state: PyTree, method: str) -> list[Any]:
+    nodes: list[Any] = jax.tree.leaves(_plain(opt_state), is_leaf=_has(method))
+    return list(filter(_has(method), nodes))
 
 
 def _plain(tree: PyTree) -> PyTree:

@@ -96,8 +96,12 @@ def pytorch_sgd(
 
     def init(params: PyTree) -> PytorchSgdState:
         check_floating(name, params)
-        zero = jnp.zeros((), jnp.int32)
-        return PytorchSgdState(storage.init(params), jnp.zeros((), scalar_dtype()), zero, zero)
+        return PytorchSgdState(
+            momentum_buffer=storage.init(params),
+            readout=jnp.zeros((), scalar_dtype()),
+            age=jnp.zeros((), jnp.int32),
+            step=jnp.zeros((), jnp.int32),
+        )
 
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any

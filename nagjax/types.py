@@ -92,7 +92,6 @@ class StoredBuffer(Protocol):
         ...
 
 
-@runtime_checkable
 class HasAnswer(Protocol):
     """A state whose answer differs from `params`."""
 
@@ -101,7 +100,6 @@ class HasAnswer(Protocol):
         ...
 
 
-@runtime_checkable
 class HasMomentum(Protocol):
     """A state that holds a velocity."""
 

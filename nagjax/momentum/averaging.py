@@ -61,8 +61,9 @@ def schedule_free(
     checks.nonnegative(name, "count_power", count_power, "the authors use 0")
 
     def init() -> _ScheduleFreeCarry:
-        zero = jnp.zeros((), scalar_dtype())
-        return _ScheduleFreeCarry(jnp.zeros((), jnp.int32), zero, zero, zero)
+        # An array of its own for each field: donated buffers must differ.
+        weight_sum, largest_rate, average = (jnp.zeros((), scalar_dtype()) for _ in range(3))
+        return _ScheduleFreeCarry(jnp.zeros((), jnp.int32), weight_sum, largest_rate, average)
 
     def following(carry: _ScheduleFreeCarry, **_: Any) -> tuple[Coefficients, _ScheduleFreeCarry]:
         rate = evaluate(name, learning_rate, carry.step) if callable(learning_rate) else as_scalar(learning_rate)

@@ -41,8 +41,8 @@ def ogm() -> Momentum:
     """
 
     def init() -> _OgmCarry:
-        one = jnp.ones((), scalar_dtype())
-        return _OgmCarry(t=one, gain=one)
+        dtype = scalar_dtype()
+        return _OgmCarry(t=jnp.ones((), dtype), gain=jnp.ones((), dtype))
 
     def following(carry: _OgmCarry, **_: Any) -> tuple[Coefficients, _OgmCarry]:
         t, last_gain = carry
