@@ -94,7 +94,7 @@ def stochastic_rounding(dtype: DTypeLike, *, seed: int = 0, axis_name: Hashable 
         key = noise.key(seed, stored.step, axis_name)
 
         def round_leaf(number: int, new: jax.Array, old: jax.Array) -> tuple[jax.Array]:
-            real = _pairs(new).astype(jnp.float32)
+            real = trees.as_pairs(new).astype(jnp.float32)
             return (_round_at_random(real, noise.bits(key, number, real.shape), old.dtype),)
 
         (values,) = _encode_leaves(round_leaf, velocity, stored.values)
@@ -148,7 +148,9 @@ def int8(block_size: int = 256, *, seed: int = 0, axis_name: Hashable | None = N
 
     def init(params: PyTree) -> Int8State:
         def scales(leaf: jax.Array) -> jax.Array:
-            return jnp.zeros(_scales_shape(leaf.shape, jnp.iscomplexobj(leaf), block_size), jnp.float32)
+            # Like the leaf, so that inside shard_map they vary over the same axes.
+            shape = _scales_shape(leaf.shape, jnp.iscomplexobj(leaf), block_size)
+            return jnp.zeros_like(leaf, dtype=jnp.float32, shape=shape)
 
         return Int8State(_zeros(params, jnp.int8), trees.map_present(scales, params), jnp.zeros((), jnp.uint32))
 
@@ -157,7 +159,7 @@ def int8(block_size: int = 256, *, seed: int = 0, axis_name: Hashable | None = N
 
         def round_leaf(number: int, new: jax.Array, values: jax.Array, scales: jax.Array) -> tuple[jax.Array, ...]:
             del values
-            return _quantize(_pairs(new).astype(jnp.float32), scales.shape, key, number)
+            return _quantize(trees.as_pairs(new).astype(jnp.float32), scales.shape, key, number)
 
         values, scales = _encode_leaves(round_leaf, velocity, stored.values, stored.scales)
         return Int8State(values, scales, stored.step + jnp.uint32(1))
@@ -203,13 +205,9 @@ def _floating(function: str, dtype: DTypeLike) -> jnp.dtype:
 
 def _zeros(params: PyTree, dtype: DTypeLike) -> PyTree:
     def zeros(leaf: jax.Array) -> jax.Array:
-        return jnp.zeros((*leaf.shape, 2), dtype) if jnp.iscomplexobj(leaf) else jnp.zeros_like(leaf, dtype=dtype)
+        return trees.as_pairs(jnp.zeros_like(leaf)).astype(dtype)
 
     return trees.map_present(zeros, params)
-
-
-def _pairs(leaf: jax.Array) -> jax.Array:
-    return jnp.stack([leaf.real, leaf.imag], axis=-1) if jnp.iscomplexobj(leaf) else leaf
 
 
 def _like(stored: jax.Array, leaf: jax.Array) -> jax.Array:
@@ -233,7 +231,7 @@ def _decode_plain(stored: PyTree, like: PyTree | None) -> PyTree:
 def _encode_plain(velocity: PyTree, stored: PyTree) -> PyTree:
     def convert(number: int, new: jax.Array, old: jax.Array) -> tuple[jax.Array]:
         del number
-        return ((new if jnp.iscomplexobj(old) else _pairs(new)).astype(old.dtype),)
+        return ((new if jnp.iscomplexobj(old) else trees.as_pairs(new)).astype(old.dtype),)
 
     return _encode_leaves(convert, velocity, stored)[0]
 
