@@ -71,5 +71,5 @@ def _sum_in_rows(products: jax.Array) -> jax.Array:
     flat = products.reshape(-1)
     whole = flat.size // _ROWS * _ROWS
     rows = flat[:whole].reshape(_ROWS, -1)
-    columns = jax.lax.reduce(rows, jnp.zeros((), flat.dtype), add, (0,))
-    return jnp.sum(columns) + jnp.sum(flat[whole:])
+    total = jnp.sum(jax.lax.reduce(rows, jnp.zeros((), flat.dtype), add, (0,)))
+    return total if whole == flat.size else total + jnp.sum(flat[whole:])

@@ -1,5 +1,6 @@
 """A multilayer perceptron with dropout."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -25,7 +26,7 @@ class MLP(nnx.Module):
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> model = MLP((64, 128, 10), dropout=0.2, rngs=nnx.Rngs(params=0, dropout=1))
-        >>> model(jnp.ones((32, 64)), deterministic=True).shape == (32, 10)
+        >>> model(jnp.ones((32, 64), jnp.float32), deterministic=True).shape == (32, 10)
         True
     """
 
@@ -42,7 +43,7 @@ class MLP(nnx.Module):
         for width in sizes:
             checks.whole("MLP", "sizes", width, 1, "give (inputs, ..., outputs)")
         checks.fraction("MLP", "dropout", dropout, "0 switches dropout off")
-        self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in zip(sizes, sizes[1:], strict=False)])
+        self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(sizes)])
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
         self.activation = activation
 

@@ -1,0 +1,134 @@
+"""A velocity in 8 bits, in blocks that share a scale, rounded at random."""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from nagjax import checks, noise, trees
+from nagjax.reductions import AxisName
+from nagjax.storage import plain
+from nagjax.types import PyTree, Storage
+
+_FRACTION_BITS = 12  # of the noise for 8 bits: coarse enough that rescaling leaves representable values alone
+_UNITS = 127 * 2**_FRACTION_BITS  # of the fixed-point numbers that are rounded; so many make the scale of a block
+_MAGIC = 1.5 * 2.0**23  # x + _MAGIC holds round(x) in the low bits of its float32 pattern, for |x| < 2**22
+_TINY = 2.0**-100  # the least scale, so that reciprocals are finite
+
+
+class Int8State(NamedTuple):
+    """A velocity in 8 bits, in blocks that share a scale; the two shapes of a leaf say where its blocks lie."""
+
+    values: PyTree  # the leaves' shapes (complex: a trailing axis of 2), int8 in [-127, 127]
+    scales: PyTree  # the largest |w| of a block, w = scale * value / 127: the rank of values, float32
+    step: jax.Array  # counter of the noise, uint32 scalar; never reset
+
+    def decode(self, like: PyTree | None = None) -> PyTree:
+        """The velocity as a tree; complex leaves need `like`, else they are pairs in a trailing axis of 2."""
+        if like is None:
+            return trees.map_present(_dequantize, self.values, self.scales)
+        return trees.map_present(
+            lambda leaf, *own: plain.as_like(_dequantize(*own), leaf), like, self.values, self.scales
+        )
+
+    def where(self, keep: ArrayLike) -> "Int8State":
+        """Itself where the scalar `keep` is true, zero velocity elsewhere."""
+        return self._replace(scales=plain.select(keep, self.scales))
+
+
+def _scales_shape(shape: tuple[int, ...], pairs: bool, block_size: int) -> tuple[int, ...]:
+    tail = (1,) * pairs
+    if not shape:
+        return tail
+    first, row = len(shape) - 1, shape[-1]
+    while row < block_size and first > 1:
+        first -= 1
+        row *= shape[first]
+    merged = (1,) * (len(shape) - 1 - first)
+    return (*shape[:first], *merged, _blocks_in(row, block_size), *tail)
+
+
+def _blocks_in(row: int, block_size: int) -> int:
+    if row <= block_size:
+        return 1
+    lengths = [length for length in range(block_size, block_size // 2, -1) if row % length == 0]
+    lengths = [length for length in lengths if length % 8 == 0] or lengths or [block_size]
+    return -(-row // lengths[0])
+
+
+def _layout(values: tuple[int, ...], scales: tuple[int, ...]) -> tuple[tuple[int, ...], int, int, int]:
+    """The leading axes, the blocks in a row, the elements in a block and in a row."""
+    last = len(scales) - 1
+    if last < 0:
+        return (), 1, 1, 1
+    if last > 0 and scales[last] == 1 and scales[last - 1] != values[last - 1]:
+        last -= 1  # the trailing axis holds pairs, or is merged into one block, which is laid out like pairs
+    first = last
+    while first > 1 and scales[first - 1] == 1:
+        first -= 1
+    unit = math.prod(values[last + 1 :])
+    row = math.prod(values[first:])
+    return values[:first], scales[last], unit * -(-row // (unit * scales[last])), row
+
+
+def _blocks(leaf: jax.Array, scales: tuple[int, ...]) -> jax.Array:
+    lead, count, length, row = _layout(leaf.shape, scales)
+    rows = leaf.reshape(*lead, row)
+    if row < count * length:
+        rows = jnp.pad(rows, [(0, 0)] * len(lead) + [(0, count * length - row)])
+    return rows.reshape(*lead, count, length)
+
+
+def _unblocks(blocks: jax.Array, shape: tuple[int, ...], scales: tuple[int, ...]) -> jax.Array:
+    lead, count, length, row = _layout(shape, scales)
+    return blocks.reshape(*lead, count * length)[..., :row].reshape(shape)
+
+
+@jax.jit
+def _dequantize(values: jax.Array, scales: jax.Array) -> jax.Array:
+    if not values.size:
+        return values.astype(jnp.float32)
+    blocks = _blocks(values, scales.shape).astype(jnp.float32)
+    steps = (scales * jnp.float32(1 / 127)).reshape(*blocks.shape[:-1], 1)
+    return _unblocks(blocks * steps, values.shape, scales.shape)
+
+
+# How `_quantize` is written decides how XLA's CPU backend compiles it (measurements in BUILD_NOTES.md): one kernel
+# for the scales, one for the values, no array of 32 bits in memory. The last operation has two operands in the shape
+# of the leaf, so that what follows reads the values instead of computing them again.
+@partial(jax.jit, static_argnames="scales")
+def _quantize(real: jax.Array, key: jax.Array, scales: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    if not real.size:
+        return jnp.zeros(real.shape, jnp.int8), jnp.zeros(scales, jnp.float32)
+    blocks = _blocks(real, scales)
+    largest = _largest(blocks)
+    units = blocks * (jnp.float32(_UNITS) / largest)[..., None]
+    units = jax.lax.bitcast_convert_type(units + jnp.float32(_MAGIC), jnp.int32)
+    units = _unblocks(units, real.shape, scales)
+    fraction = (noise.bits(key, real.shape) >> np.uint32(32 - _FRACTION_BITS)).astype(jnp.int32)
+    carry = ((units & np.int32(2**_FRACTION_BITS - 1)) + fraction) >> np.int32(_FRACTION_BITS)
+    floor = units >> np.int32(_FRACTION_BITS)  # its low byte; the pattern of _MAGIC adds a multiple of 256
+    return floor.astype(jnp.int8) + carry.astype(jnp.int8), largest.reshape(scales)
+
+
+def _largest(blocks: jax.Array) -> jax.Array:
+    """The largest magnitude along the last axis, at least _TINY; NaN where there is one."""
+
+    def larger(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jax.lax.bitcast_convert_type(jax.lax.max(pattern(a), pattern(b)), jnp.float32)
+
+    def pattern(x: jax.Array) -> jax.Array:
+        return jax.lax.bitcast_convert_type(x, jnp.int32)
+
+    # Patterns are ordered like magnitudes, NaN last, and XLA vectorizes the maximum of integers but not of floats. It
+    # cuts reductions of more than 32 elements in two and writes out the operands, so halves are compared before.
+    patterns = pattern(jnp.abs(blocks))
+    while patterns.shape[-1] > 32:
+        half = -(-patterns.shape[-1] // 2)
+        patterns = jnp.maximum(patterns[..., :half], patterns[..., -half:])
+    magnitudes = jax.lax.bitcast_convert_type(patterns, jnp.float32)
+    return jax.lax.reduce(magnitudes, jnp.float32(_TINY), larger, (blocks.ndim - 1,))
