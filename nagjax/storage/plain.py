@@ -1,4 +1,4 @@
-"""A velocity as a tree of arrays, in the parameters' own precision or in another, and what all storages share."""
+"""A velocity as a tree of arrays, in the parameters' own precision or another; and what all storages share."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,10 +18,13 @@ def full() -> Storage:
         A `Storage` of 4 bytes a parameter (8 for float64 and complex64, 16 for complex128).
     """
 
-    def init(params: PyTree) -> PyTree:
-        return trees.map_present(lambda leaf: jnp.zeros_like(leaf, dtype=trees.compute_dtype(leaf.dtype)), params)
+    def zero(leaf: jax.Array) -> jax.Array:
+        return jnp.zeros_like(leaf, dtype=trees.compute_dtype(leaf.dtype))
 
-    return Storage(init, decode, _encode_plain)
+    def init(params: PyTree) -> PyTree:
+        return trees.map_present(zero, params)
+
+    return Storage(init, decode, _encode)
 
 
 def cast(dtype: DTypeLike) -> Storage:
@@ -42,123 +45,7 @@ def cast(dtype: DTypeLike) -> Storage:
     def init(params: PyTree) -> PyTree:
         return zeros(params, jax.dtypes.canonicalize_dtype(target))
 
-    return Storage(init, decode, _encode_plain)
-
-
-def decode(self, like: PyTree | None = None) -> PyTree:
-    """The velocity as a tree; complex leaves need `like`, else they are pairs in a trailing axis of 2."""
-    return decode_plain(self.values, like)
-
-
-def where(self, keep: ArrayLike) -> "StochasticState":
-    """Itself where the scalar `keep` is true, zero velocity elsewhere."""
-    return self._replace(values=select(keep, self.values))
-
-
-def stochastic_rounding(dtype: DTypeLike, *, seed: int = 0, axis_name: AxisName | None = None) -> Storage:
-    """The velocity rounded at random, without bias, to bfloat16 or float16.
-
-    Values beyond the largest finite one round to it or to infinity in the same way. Infinities and NaN stay.
-
-    Args:
-        dtype: `jnp.bfloat16` or `jnp.float16`.
-        seed: Of the rounding noise.
-        axis_name: Axis (or axes) of `shard_map` or `pmap` over which the parameters are sharded, so that shards get
-            noise of their own; leave it out for replicated parameters, whose replicas must round alike.
-
-    Returns:
-        A `Storage` of 2 bytes a parameter.
-
-    Raises:
-        TypeError: `dtype` names no dtype, or `seed` is not an integer.
-        ValueError: `dtype` is another dtype, or `seed` is negative.
-    """
-    target = floating("stochastic_rounding", dtype)
-    if target not in (jnp.bfloat16, jnp.float16):
-        remedy = "use cast() for other dtypes or int8()"
-        checks.reject("stochastic_rounding", "dtype", "bfloat16 or float16", target.name, remedy)
-    checks.whole("stochastic_rounding", "seed", seed, 0, "pass a Python integer")
-
-    def init(params: PyTree) -> StochasticState:
-        return StochasticState(zeros(params, target), jnp.zeros((), jnp.uint32))
-
-    def encode(velocity: PyTree, stored: StochasticState) -> StochasticState:
-        keys = noise.keys(seed, stored.step, len(trees.leaves(velocity)), axis_name)
-
-        def round_leaf(number: int, new: jax.Array, old: jax.Array) -> tuple[jax.Array]:
-            return (_round_at_random(trees.as_pairs(new).astype(jnp.float32), keys[number], old.dtype),)
-
-        (values,) = encode_leaves(round_leaf, velocity, stored.values)
-        return StochasticState(values, stored.step + jnp.uint32(1))
-
-    return Storage(init, decode, encode)
-
-
-class Int8State(NamedTuple):
-    """A velocity in 8 bits, in blocks that share a scale; the two shapes of a leaf say where its blocks lie."""
-
-    values: PyTree  # the leaves' shapes (complex: a trailing axis of 2), int8 in [-127, 127]
-    scales: PyTree  # the largest |w| of a block, w = scale * value / 127: the rank of values, float32
-    step: jax.Array  # counter of the noise, uint32 scalar; never reset
-
-    def decode(self, like: PyTree | None = None) -> PyTree:
-        """The velocity as a tree; complex leaves need `like`, else they are pairs in a trailing axis of 2."""
-        if like is None:
-            return trees.map_present(_dequantize, self.values, self.scales)
-        return trees.map_present(lambda leaf, *own: as_like(_dequantize(*own), leaf), like, self.values, self.scales)
-
-    def where(self, keep: ArrayLike) -> "Int8State":
-        """Itself where the scalar `keep` is true, zero velocity elsewhere."""
-        return self._replace(scales=select(keep, self.scales))
-
-
-def int8(block_size: int = 256, *, seed: int = 0, axis_name: AxisName | None = None) -> Storage:
-    """The velocity in 8 bits with one float32 scale a block, rounded at random without bias.
-
-    The values of a block are multiples of its largest magnitude divided by 127, and the error is less than one such
-    step. Blocks run along the last axis; where it is shorter than a block, trailing axes are merged, but never the
-    first axis of a leaf with two or more: sharded over it, a velocity is rounded without communication. Blocks have
-    equal lengths of at least half of `block_size` where the axis has such a divisor (multiples of 8 are fastest), and
-    the last is filled up where not. Real and imaginary parts of a complex leaf share a block. A block with a NaN or
-    an infinity decodes to no finite value; magnitudes far below 2^-100 are lost. Velocities of float64 leaves have
-    the range of float32.
-
-    Args:
-        block_size: Largest number of elements that share a scale.
-        seed: Of the rounding noise.
-        axis_name: Axis (or axes) of `shard_map` or `pmap` over which the parameters are sharded, so that shards get
-            noise of their own; leave it out for replicated parameters, whose replicas must round alike.
-
-    Returns:
-        A `Storage` of 1 + 4 / block bytes a parameter: about 1.02 where axes are long, see `bytes_per_parameter`.
-
-    Raises:
-        TypeError: `block_size` or `seed` is not an integer.
-        ValueError: `block_size` is less than 1, or `seed` is negative.
-
-    Source:
-        T. Dettmers, M. Lewis, S. Shleifer, L. Zettlemoyer, "8-bit Optimizers via Block-wise Quantization", 2022
-        (block-wise scales; here the values are linear and the rounding is stochastic).
-    """
-    checks.whole("int8", "block_size", block_size, 1, "256 costs 1.02 bytes a parameter")
-    checks.whole("int8", "seed", seed, 0, "pass a Python integer")
-
-    def init(params: PyTree) -> Int8State:
-        def scales(leaf: jax.Array) -> jax.Array:
-            return jnp.zeros(_scales_shape(leaf.shape, jnp.iscomplexobj(leaf), block_size), jnp.float32)
-
-        return Int8State(zeros(params, jnp.int8), trees.map_present(scales, params), jnp.zeros((), jnp.uint32))
-
-    def encode(velocity: PyTree, stored: Int8State) -> Int8State:
-        keys = noise.keys(seed, stored.step, len(trees.leaves(velocity)), axis_name)
-
-        def round_leaf(number: int, new: jax.Array, _: jax.Array, scales: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return _quantize(trees.as_pairs(new).astype(jnp.float32), keys[number], scales.shape)
-
-        values, scales = encode_leaves(round_leaf, velocity, stored.values, stored.scales)
-        return Int8State(values, scales, stored.step + jnp.uint32(1))
-
-    return Storage(init, decode, encode)
+    return Storage(init, decode, _encode)
 
 
 def decode(stored: PyTree, like: PyTree | None = None) -> PyTree:
@@ -172,7 +59,7 @@ def decode(stored: PyTree, like: PyTree | None = None) -> PyTree:
     Returns:
         A tree with the structure of `like`, or of the parameters.
     """
-    return stored.decode(like) if isinstance(stored, StoredBuffer) else decode_plain(stored, like)
+    return stored.decode(like) if isinstance(stored, StoredBuffer) else decode_arrays(stored, like)
 
 
 def where(stored: PyTree, keep: ArrayLike) -> PyTree:
@@ -181,12 +68,20 @@ def where(stored: PyTree, keep: ArrayLike) -> PyTree:
 
 
 def bytes_per_parameter(stored: PyTree, params: PyTree) -> float:
-    """The memory of a stored form, scales and counters included, divided by the number of parameters."""
+    """The memory of a stored form, scales and counters included, divided by the number of parameters.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> params = jnp.zeros((512, 1024))
+        >>> bool(bytes_per_parameter(cast(jnp.bfloat16).init(params), params) == 2)
+        True
+    """
     sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(stored)]
     return sum(sizes) / sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def floating(function: str, dtype: DTypeLike) -> jnp.dtype:
+    """The real floating dtype that an argument names."""
     remedy = "use jnp.bfloat16, or int8() for 8-bit integers with scales"
     try:
         target = jnp.dtype(dtype)
@@ -198,34 +93,38 @@ def floating(function: str, dtype: DTypeLike) -> jnp.dtype:
 
 
 def zeros(params: PyTree, dtype: DTypeLike) -> PyTree:
-    def zeros(leaf: jax.Array) -> jax.Array:
-        return jnp.zeros((*leaf.shape, 2), dtype) if jnp.iscomplexobj(leaf) else jnp.zeros_like(leaf, dtype=dtype)
+    """Zeros of a real dtype in the shapes of `params`, with a trailing axis of 2 for complex leaves."""
 
-    return trees.map_present(zeros, params)
+    def zero(leaf: jax.Array) -> jax.Array:
+        # Not jnp.zeros: inside `shard_map` a leaf's zeros vary over the axes that the leaf varies over.
+        shape = (*leaf.shape, 2) if jnp.iscomplexobj(leaf) else leaf.shape
+        return jnp.zeros_like(leaf, dtype=dtype, shape=shape)
 
-
-def as_like(stored: jax.Array, leaf: jax.Array) -> jax.Array:
-    dtype = trees.compute_dtype(leaf.dtype)
-    if jnp.issubdtype(dtype, jnp.complexfloating) and not jnp.iscomplexobj(stored):
-        return trees.as_complex(stored.astype(jnp.finfo(dtype).dtype))
-    return stored.astype(dtype)
+    return trees.map_present(zero, params)
 
 
 def select(keep: ArrayLike, tree: PyTree) -> PyTree:
-    return trees.map_present(lambda leaf: jnp.where(keep, leaf, jnp.zeros_like(leaf)), tree)
+    """`tree` where the scalar `keep` is true, zeros elsewhere."""
+
+    def choose(leaf: jax.Array) -> jax.Array:
+        return jnp.where(keep, leaf, jnp.zeros_like(leaf))
+
+    return trees.map_present(choose, tree)
 
 
-def decode_plain(stored: PyTree, like: PyTree | None) -> PyTree:
-    if like is None:
-        return trees.map_present(lambda leaf: leaf.astype(trees.compute_dtype(leaf.dtype)), stored)
-    return trees.map_present(lambda leaf, own: as_like(own, leaf), like, stored)
+def decode_arrays(stored: PyTree, like: PyTree | None) -> PyTree:
+    """`decode` for a tree of arrays."""
 
+    def widen(own: jax.Array) -> jax.Array:
+        return own.astype(trees.compute_dtype(own.dtype))
 
-def _encode_plain(velocity: PyTree, stored: PyTree) -> PyTree:
-    def convert(_: int, new: jax.Array, old: jax.Array) -> tuple[jax.Array]:
-        return ((new if jnp.iscomplexobj(old) else trees.as_pairs(new)).astype(old.dtype),)
+    def convert(leaf: jax.Array, own: jax.Array) -> jax.Array:
+        dtype = trees.compute_dtype(leaf.dtype)
+        if jnp.issubdtype(dtype, jnp.complexfloating) and not jnp.iscomplexobj(own):
+            return trees.as_complex(own.astype(jnp.float64 if dtype == jnp.complex128 else jnp.float32))
+        return own.astype(dtype)
 
-    return encode_leaves(convert, velocity, stored)[0]
+    return trees.map_present(widen, stored) if like is None else trees.map_present(convert, like, stored)
 
 
 def encode_leaves(function: Callable[..., Any], velocity: PyTree, *stored: PyTree) -> list[PyTree]:
@@ -233,3 +132,10 @@ def encode_leaves(function: Callable[..., Any], velocity: PyTree, *stored: PyTre
     rows = zip(trees.leaves(velocity), *map(trees.leaves, stored), strict=True)
     results = [old if trees.is_absent(new) else function(i, new, *old) for i, (new, *old) in enumerate(rows)]
     return [trees.rebuild(tree, [result[i] for result in results]) for i, tree in enumerate(stored)]
+
+
+def _encode(velocity: PyTree, stored: PyTree) -> PyTree:
+    def convert(_: int, new: jax.Array, old: jax.Array) -> tuple[jax.Array]:
+        return ((new if jnp.iscomplexobj(old) else trees.as_pairs(new)).astype(old.dtype),)
+
+    return encode_leaves(convert, velocity, stored)[0]

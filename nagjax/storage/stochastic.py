@@ -1,7 +1,7 @@
 """A velocity in 16 bits, rounded at random."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,9 @@ from nagjax.reductions import AxisName
 from nagjax.storage import plain
 from nagjax.types import PyTree, Storage
 
+_BITS = {jnp.dtype(jnp.bfloat16): 16, jnp.dtype(jnp.float16): 13}  # of a float32 that the dtype drops
+_LEAST_NORMAL = 2.0**-14  # of float16
+
 
 class StochasticState(NamedTuple):
     """A velocity in 16 bits, rounded at random."""
@@ -22,7 +25,7 @@ class StochasticState(NamedTuple):
 
     def decode(self, like: PyTree | None = None) -> PyTree:
         """The velocity as a tree; complex leaves need `like`, else they are pairs in a trailing axis of 2."""
-        return plain.decode_plain(self.values, like)
+        return plain.decode_arrays(self.values, like)
 
     def where(self, keep: ArrayLike) -> "StochasticState":
         """Itself where the scalar `keep` is true, zero velocity elsewhere."""
@@ -46,9 +49,13 @@ def stochastic_rounding(dtype: DTypeLike, *, seed: int = 0, axis_name: AxisName 
     Raises:
         TypeError: `dtype` names no dtype, or `seed` is not an integer.
         ValueError: `dtype` is another dtype, or `seed` is negative.
+
+    Source:
+        M. P. Connolly, N. J. Higham, T. Mary, "Stochastic Rounding and Its Probabilistic Backward Error Analysis",
+        2021, definition 2.1.
     """
     target = plain.floating("stochastic_rounding", dtype)
-    if target not in (jnp.bfloat16, jnp.float16):
+    if target not in _BITS:
         remedy = "use cast() for other dtypes or int8()"
         checks.reject("stochastic_rounding", "dtype", "bfloat16 or float16", target.name, remedy)
     checks.whole("stochastic_rounding", "seed", seed, 0, "pass a Python integer")
@@ -60,24 +67,24 @@ def stochastic_rounding(dtype: DTypeLike, *, seed: int = 0, axis_name: AxisName 
         keys = noise.keys(seed, stored.step, len(trees.leaves(velocity)), axis_name)
 
         def round_leaf(number: int, new: jax.Array, old: jax.Array) -> tuple[jax.Array]:
-            return (_round_at_random(trees.as_pairs(new).astype(jnp.float32), keys[number], old.dtype),)
+            real = trees.as_pairs(new).astype(jnp.float32)
+            return (cast("jax.Array", _round(real, keys[number], old.dtype)),)
 
         (values,) = plain.encode_leaves(round_leaf, velocity, stored.values)
-        return StochasticState(values, stored.step + jnp.uint32(1))
+        return StochasticState(values, stored.step + np.uint32(1))
 
-    return Storage(init, decode, encode)
+    return Storage(init, plain.decode, encode)
 
 
 @partial(jax.jit, static_argnames="dtype")
-def _round_at_random(real: jax.Array, key: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def _round(real: jax.Array, key: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Add noise below the bits that `dtype` keeps of a float32, and cut them off."""
-    info = jnp.finfo(dtype)
-    cut = np.uint32(23 - info.nmant)
-    magnitude = jnp.abs(real)
-    # The subnormal numbers of float16 are equidistant, like the numbers of the first normal binade: shift them there.
-    first = jnp.float32(info.smallest_normal)
-    shift = jnp.where(magnitude < first, first, jnp.float32(0)) if dtype == jnp.float16 else jnp.float32(0)
+    magnitude, dropped = jnp.abs(real), np.uint32(_BITS[jnp.dtype(dtype)])
+    shift = jnp.float32(0)
+    if dtype == jnp.float16:
+        # Its subnormal numbers are as far apart as those of the first normal binade: they are rounded there.
+        shift = jnp.where(magnitude < np.float32(_LEAST_NORMAL), np.float32(_LEAST_NORMAL), shift)
     pattern = jax.lax.bitcast_convert_type(magnitude + shift, jnp.uint32)
-    pattern = ((pattern + (noise.bits(key, real.shape) >> (np.uint32(32) - cut))) >> cut) << cut
+    pattern = (pattern + (noise.bits(key, real.shape) >> (np.uint32(32) - dropped))) >> dropped << dropped
     rounded = jnp.copysign(jax.lax.bitcast_convert_type(pattern, jnp.float32) - shift, real)
     return jnp.where(jnp.isfinite(real), rounded, real).astype(dtype)

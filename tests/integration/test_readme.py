@@ -1,0 +1,29 @@
+"""The README's claims that can be run."""
+
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+import nagjax
+import numpy as np
+import pytest
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_the_example_runs_and_finds_the_minimizer():
+    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    names = {}
+    exec(example, names)
+    np.testing.assert_allclose(nagjax.eval_params(names["params"], names["state"]), jnp.ones(5), atol=1e-5)
+
+
+def test_every_name_in_the_tables_exists():
+    for module, name in re.findall(r"`(momentum|restart|storage|conventions|nagjax)\.(\w+)", README.read_text()):
+        assert hasattr(nagjax if module == "nagjax" else getattr(nagjax, module), name), name
+
+
+def test_every_picture_and_relative_link_exists():
+    for target in re.findall(r"\]\(((?!http)[^)#]+)\)", README.read_text()):
+        assert (README.parent / target).exists(), target
