@@ -137,8 +137,11 @@ def compare(
     entries: list[Entry] = []
     for name, rival, pair in work + stored:
         bar.update(task, description=f"training {rival.label}")
-        # The first storage is an optimizer of the first list: the same program with other arguments.
-        program = programs.setdefault(rival.label, _program(rival, config, data[0]))
+        # A storage may be an optimizer of the first list: the same program with other arguments. No other is kept,
+        # because a compiled program takes megabytes.
+        program = programs.get(rival.label) or _program(rival, config, data[0])
+        if rival in STORAGES.values():
+            programs[rival.label] = program
         entries.append(_train(name, rival, pair, program, config, data, run, lambda: bar.advance(task)))
     bar.update(task, description="done")
     return entries[: len(work)], entries[len(work) :]
