@@ -66,7 +66,7 @@ def int8(block_size: int = 256, *, seed: int = 0, axis_name: AxisName | None = N
         >>> kept = nagjax.storage.int8()
         >>> velocity = jnp.linspace(-1.0, 1.0, 1024)
         >>> stored = kept.encode(velocity, kept.init(velocity))
-        >>> bool(abs(nagjax.storage.decode(stored) - velocity).max() < 1 / 127)
+        >>> bool(abs(kept.decode(stored, velocity) - velocity).max() < 1 / 127)
         True
 
     Source:
@@ -118,16 +118,16 @@ def _blocks_in(row: int, block_size: int) -> int:
 
 def _layout(values: tuple[int, ...], scales: tuple[int, ...]) -> tuple[tuple[int, ...], int, int, int]:
     """The leading axes, the blocks in a row, the elements in a block and in a row."""
-    last = len(scales) - 1
-    if last < 0:
+    if not scales:
         return (), 1, 1, 1
-    if last > 0 and scales[last] == 1 and scales[last - 1] != values[last - 1]:
-        last -= 1  # the trailing axis holds pairs; or it was merged into one block, which has the same layout
-    first = last
+    last = first = len(scales) - 1  # the axis that counts blocks, and the first that is merged with it
     while first > 1 and scales[first - 1] == 1:
         first -= 1
-    unit = math.prod(values[last + 1 :])
-    row = math.prod(values[first:])
+    if scales[:first] != values[:first]:  # so the trailing axis holds pairs
+        last = first = last - 1
+        while first > 1 and scales[first - 1] == 1:
+            first -= 1
+    unit, row = math.prod(values[last + 1 :]), math.prod(values[first:])
     return values[:first], scales[last], unit * -(-row // (unit * scales[last])), row
 
 
@@ -172,18 +172,14 @@ def _quantize(real: jax.Array, key: jax.Array, scales: tuple[int, ...]) -> tuple
 
 def _largest(blocks: jax.Array) -> jax.Array:
     """The largest magnitude along the last axis, at least _TINY; NaN where there is one."""
-
-    def larger(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jax.lax.bitcast_convert_type(jax.lax.max(_pattern(a), _pattern(b)), jnp.float32)
-
     # Patterns are ordered like magnitudes, NaN last, and XLA vectorizes the maximum of integers but not of floats. It
     # cuts reductions of more than 32 elements in two and writes out their operands, so halves are compared before.
     patterns = _pattern(jnp.abs(blocks))
     while patterns.shape[-1] > 32:
         half = -(-patterns.shape[-1] // 2)
         patterns = jnp.maximum(patterns[..., :half], patterns[..., -half:])
-    magnitudes = jax.lax.bitcast_convert_type(patterns, jnp.float32)
-    return jax.lax.reduce(magnitudes, np.float32(_TINY), larger, (blocks.ndim - 1,))
+    least = np.float32(_TINY).view(np.int32)
+    return jax.lax.bitcast_convert_type(jax.lax.reduce(patterns, least, jax.lax.max, (blocks.ndim - 1,)), jnp.float32)
 
 
 def _pattern(x: jax.Array) -> jax.Array:

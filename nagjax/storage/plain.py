@@ -80,10 +80,12 @@ def bytes_per_parameter(stored: PyTree, params: PyTree) -> float:
     return sum(sizes) / sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def floating(function: str, dtype: DTypeLike) -> jnp.dtype:
+def floating(function: str, dtype: DTypeLike | None) -> jnp.dtype:
     """The real floating dtype that an argument names."""
     remedy = "use jnp.bfloat16, or int8() for 8-bit integers with scales"
     try:
+        if dtype is None:  # which NumPy reads as float64
+            raise TypeError
         target = jnp.dtype(dtype)
     except TypeError:
         checks.reject(function, "dtype", "a floating dtype", dtype, remedy, TypeError)
@@ -96,9 +98,12 @@ def zeros(params: PyTree, dtype: DTypeLike) -> PyTree:
     """Zeros of a real dtype in the shapes of `params`, with a trailing axis of 2 for complex leaves."""
 
     def zero(leaf: jax.Array) -> jax.Array:
-        # Not jnp.zeros: inside `shard_map` a leaf's zeros vary over the axes that the leaf varies over.
-        shape = (*leaf.shape, 2) if jnp.iscomplexobj(leaf) else leaf.shape
-        return jnp.zeros_like(leaf, dtype=dtype, shape=shape)
+        # Made from the leaf, so that it lies on the leaf's devices and varies over its axes of `shard_map`.
+        return (
+            trees.as_pairs(jnp.zeros_like(leaf)).astype(dtype)
+            if jnp.iscomplexobj(leaf)
+            else jnp.zeros_like(leaf, dtype)
+        )
 
     return trees.map_present(zero, params)
 

@@ -161,6 +161,23 @@ def test_a_restart_lands_on_the_answer_that_the_step_without_it_has(rule, kept):
     assert not any(jnp.any(leaf) for leaf in jax.tree.leaves((nagjax.velocity(state), state.readout, state.age)))
 
 
+@pytest.mark.parametrize("kept", KEPT)
+def test_the_answer_is_the_step_from_the_query_point_however_coarse_the_velocity_is_kept(kept):
+    """Nesterov's x_{k+1} = y_k + u_k: the velocity is rounded before it is used, so its rounding cancels."""
+    tx, query = nagjax.accelerate(0.9, storage=KEPT[kept]), trees()
+
+    @jax.jit
+    def body(query, state):
+        u = jax.tree.map(lambda g: -RATE * g, gradient(query))
+        updates, state = tx.update(u, state)
+        return optax.apply_updates(query, updates), state, optax.apply_updates(query, u)
+
+    state = tx.init(query)
+    for _ in range(5):
+        query, state, expected = body(query, state)
+        close(nagjax.eval_params(query, state), expected, 1e-15)
+
+
 @over(REPRESENTATIVES)
 def test_the_answer_in_a_low_precision_is_the_exact_one_rounded_once(method):
     tx, params = method.make(0.25), trees(dtype="bfloat16")

@@ -253,6 +253,14 @@ def test_updates_of_another_kind_of_number_than_the_parameters_are_refused():
         tx.update(jnp.ones(3, jnp.complex64), tx.init(jnp.ones(3, jnp.float32)))
 
 
+@pytest.mark.parametrize("kept", [storage.full(), storage.int8()], ids=["full", "int8"])
+def test_real_updates_of_complex_parameters_are_refused(kept):
+    """They would lose the imaginary part of the velocity."""
+    tx = nagjax.accelerate(0.9, storage=kept)
+    with pytest.raises((TypeError, ValueError), match=r"^accelerate: updates must be (?!of shape)"):
+        tx.update(jnp.ones(3, jnp.float32), tx.init(jnp.ones(3, jnp.complex64)))
+
+
 @pytest.mark.parametrize(
     "build",
     [
@@ -331,6 +339,12 @@ def test_parameters_of_another_model_are_refused_by_eval_params(method):
     for wrong in {"matrix": params["matrix"]}, params | {"matrix": params["matrix"].T}, jnp.ones(7):
         with pytest.raises(ValueError, match=r"^eval_params: params must be .*; pass the tree that `init` received\.$"):
             nagjax.eval_params(wrong, state)
+
+
+def test_a_tree_with_the_state_of_one_array_is_refused_by_eval_params():
+    state = nagjax.nesterov(RATE).init(jnp.ones(5))
+    with pytest.raises(ValueError, match=r"^eval_params: params must be .*; pass the tree that `init` received\.$"):
+        nagjax.eval_params({"a": jnp.ones(2), "b": jnp.ones(3)}, state)
 
 
 @over(METHODS)

@@ -1,8 +1,11 @@
 """States survive a checkpoint bit for bit, and a run goes on from one as if it had never stopped."""
 
+import pickle
+
 import jax
 import orbax.checkpoint as ocp
 import pytest
+from flax.serialization import from_bytes, to_bytes
 
 import nagjax
 from tests.catalogue import REPRESENTATIVES, named, over
@@ -29,6 +32,13 @@ def test_states_of_every_kind_are_restored_bit_for_bit(tmp_path):
     same_bits(restored, states)
     for name, state in states.items():
         same_bits(nagjax.eval_params(*restored[name]), nagjax.eval_params(*state))
+
+
+@over(STATES)
+def test_states_survive_pickle_and_flax_serialization_bit_for_bit(method):
+    state = jax.jit(method.make(RATE).init)(trees((7,)))
+    same_bits(pickle.loads(pickle.dumps(state)), state)
+    same_bits(from_bytes(state, to_bytes(state)), state)
 
 
 @pytest.mark.parametrize("kept", ["full", "int8"])

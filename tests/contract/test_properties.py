@@ -24,7 +24,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 DTYPES = st.sampled_from(["float32", "float64", "complex64", "complex128"])
 RATES = st.floats(0.01, 1.0)
 MOMENTA = st.floats(0.0, 0.99)
-few, fewer = hypothesis.settings(max_examples=15), hypothesis.settings(max_examples=5)
+few, fewer = hypothesis.settings(max_examples=10), hypothesis.settings(max_examples=4)
 
 
 def draws(shapes, dtype, seed, count):

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 import nagjax
 from nagjax import storage
 from tests.catalogue import REPRESENTATIVES, STORAGES, over
-from tests.contract.support import RATE, close, compiled, trees
+from tests.contract.support import RATE, close, compiled, same_bits, trees
 
 tree_get = optax.tree_utils.tree_get
 SHAPES = {"block": (8, 8), "bias": (5,)}
@@ -61,6 +61,27 @@ def test_compiled_steps_keep_shardings_and_make_the_steps_of_one_device(method, 
     # Global sums are added in another order, which 8-bit rounding can turn into one unit of 1/127.
     found, alone = ((p, nagjax.eval_params(p, s)) for p, s in ((after, state), expected))
     close(jax.device_get(found), jax.device_get(alone), 4e-2 if method.rounds else 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec"),
+    [
+        ((64,), P("data")),
+        ((4, 64), P(None, "model")),
+        ((2, 4, 40), P(None, "data", "model")),
+        ((8, 1024), P(None, "data")),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_8_bit_blocks_that_are_cut_across_devices_round_as_whole_ones(shape, spec, dtype, mesh):
+    tx, steps = nagjax.accelerate(0.9, storage=storage.int8()), trees(shape, dtype)
+
+    @jax.jit
+    def rounded(steps):
+        return nagjax.velocity(tx.update(steps, tx.init(steps))[1])
+
+    same_bits(jax.device_get(rounded(jax.device_put(steps, NamedSharding(mesh, spec)))), jax.device_get(rounded(steps)))
 
 
 COLLECTIVE = re.compile(r"= \S+ (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)", re.ASCII)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -80,6 +81,18 @@ def test_empty_trees_are_updated_to_empty_trees(method, params):
     assert jax.tree.structure(updates) == jax.tree.structure(params)
     assert jax.tree.structure(after) == jax.tree.structure(nagjax.reset_momentum(state)) == jax.tree.structure(state)
     assert jax.tree.structure(nagjax.eval_params(params, state)) == jax.tree.structure(params)
+
+
+@over(THREE)
+def test_python_and_numpy_numbers_are_parameters_as_in_optax(method):
+    """Eagerly, with a state that was fetched to the host."""
+    tx = method.make(RATE)
+    for params in {"a": 1.0}, {"a": np.ones(3)}, {"a": np.float32(1)}:
+        state = jax.device_get(tx.init(params))
+        updates, state = tx.update(params, state, params, value=1.0)
+        answer = nagjax.eval_params(params, jax.device_get(state))
+        np.testing.assert_allclose(answer["a"], 0.5 * params["a"], rtol=1e-6)  # x = y - RATE y
+        assert jnp.shape(updates["a"]) == np.shape(params["a"])
 
 
 @over(REPRESENTATIVES)
