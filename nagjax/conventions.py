@@ -97,7 +97,7 @@ def pytorch_sgd(
     def init(params: PyTree) -> PytorchSgdState:
         check_floating(name, params)
         return PytorchSgdState(
-            momentum_buffer=storage.init(params),
+            momentum_buffer=storage.init(trees.as_arrays(params)),
             readout=jnp.zeros((), scalar_dtype()),
             age=jnp.zeros((), jnp.int32),
             step=jnp.zeros((), jnp.int32),
@@ -110,6 +110,7 @@ def pytorch_sgd(
         if decays and params is None:
             remedy = "weight decay needs them: call `update(gradients, state, params)`"
             checks.reject(name, "params", "passed to update", params, remedy)
+        updates, params = trees.as_arrays(updates), trees.as_arrays(params)
         previous = decode_checked(name, storage, state.momentum_buffer, updates)
         rate = evaluate(name, learning_rate, state.step) if callable(learning_rate) else as_scalar(learning_rate)
         decay, first = as_scalar(momentum), state.age == 0

@@ -40,7 +40,7 @@ def scale_by_learning_rate(learning_rate: ArrayLike | Schedule) -> optax.Gradien
         def scale(g: jax.Array) -> jax.Array:
             return trees.scaled(-rate, g.astype(trees.compute_dtype(g.dtype))).astype(g.dtype)
 
-        return trees.map_present(scale, updates), state
+        return trees.map_present(scale, trees.as_arrays(updates)), state
 
     return optax.GradientTransformation(init, update)
 
@@ -65,7 +65,7 @@ def add_decayed_weights(
             dtype = trees.compute_dtype(g.dtype)
             return (g.astype(dtype) + trees.scaled(as_scalar(weight_decay), y.astype(dtype))).astype(g.dtype)
 
-        return trees.map_present(decay, updates, params), state
+        return trees.map_present(decay, trees.as_arrays(updates), trees.as_arrays(params)), state
 
     transformation = optax.GradientTransformation(optax.init_empty_state, update)
     return transformation if mask is None else optax.masked(transformation, mask)

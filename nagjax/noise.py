@@ -34,7 +34,7 @@ def keys(seed: int, step: jax.Array, count: int, axis_name: AxisName | None = No
     Returns:
         As many uint32 scalars.
     """
-    first = _mix(step + _uint32(seed * _GOLDEN + 1))
+    first = _mix(jnp.asarray(step) + _uint32(seed * _GOLDEN + 1))
     if axis_name is not None:
         first = _mix(first ^ _mix(jax.lax.axis_index(axis_name).astype(jnp.uint32) + _uint32(_GOLDEN)))
 

@@ -106,7 +106,7 @@ def value() -> Restart:
 def every(period: int) -> Restart:
     """Scheduled restart: at every update number `period`, `2 period`, ...
 
-    With the momentum b_k = k/(k+3), which is `schedule(lambda k: k / (k + 3))`, the gains of one period are
+    With the momentum b_k = k/(k+3), which is `schedule(lambda k: k / (k + 3.0))`, the gains of one period are
     1/4, 2/5, ..., (period-1)/(period+2), 0: the sequence of SRSGD from its second update on.
 
     Args:

@@ -104,7 +104,7 @@ def accelerate(
     def init(params: PyTree) -> AccelerateState:
         check_floating("accelerate", params)
         return AccelerateState(
-            velocity=buffer.init(params),
+            velocity=buffer.init(trees.as_arrays(params)),
             readout=jnp.zeros((), scalar_dtype()),
             age=jnp.zeros((), jnp.int32),
             momentum=rule.init(),
@@ -118,6 +118,7 @@ def accelerate(
         fresh = state.age == 0
         coefficients, momentum_carry = rule.next(_select(fresh, rule.init(), state.momentum), **extra)
         decay, direct, gain, readout = map(as_scalar, coefficients)
+        updates = trees.as_arrays(updates)
         previous = decode_checked("accelerate", buffer, state.velocity, updates)
         one = jnp.ones_like(decay)
         proposed = _combine((decay, previous), (one, updates))
@@ -151,28 +152,25 @@ def subtract_velocity(params: PyTree, velocity: PyTree, readout: jax.Array) -> P
     `velocity` may lack leaves (None, `optax.MaskedNode`) and may have other containers than `params`: leaves then
     match by flattened order. A `readout` with axes belongs to stacked replicas and is aligned from the left.
     """
+    params = trees.as_arrays(params)
+    remedy = "pass the tree that `init` received"
+    buffers = trees.leaves(velocity)
     try:
         parts: list[Any] = trees.structure(velocity).flatten_up_to(params)
     except (ValueError, TypeError):
         parts = trees.leaves(params)
-    buffers = trees.leaves(velocity)
     if len(parts) != len(buffers):
-        checks.reject(
-            "eval_params",
-            "params",
-            f"the parameters of this state, which has {len(buffers)} leaves",
-            f"{len(parts)} leaves",
-            "pass the tree that `init` received",
-        )
+        found, expected = len(trees.leaves(params)), f"the parameters of this state, which has {len(buffers)} leaves"
+        checks.reject("eval_params", "params", expected, f"{found} leaves", remedy)
 
     def subtract(y: Any, w: Any) -> Any:
         if trees.is_absent(w) or trees.is_absent(y):
             return y
+        if not hasattr(y, "dtype"):
+            checks.reject("eval_params", "params", f"one array of shape {w.shape} here", type(y).__name__, remedy)
         w = trees.as_complex(w) if jnp.iscomplexobj(y) else w
-        if jnp.shape(y) != w.shape:
-            checks.reject(
-                "eval_params", "params", f"of shape {w.shape} here", jnp.shape(y), "pass the tree that `init` received"
-            )
+        if y.shape != w.shape:
+            checks.reject("eval_params", "params", f"of shape {w.shape} here", y.shape, remedy)
         scale = readout.reshape(readout.shape + (1,) * (w.ndim - readout.ndim))
         dtype = np.promote_types(trees.compute_dtype(y.dtype), w.dtype)
         return (y.astype(dtype) - trees.scaled(scale, w.astype(dtype))).astype(y.dtype)
@@ -202,8 +200,13 @@ def decode_checked(function: str, buffer: Storage, stored: PyTree, updates: PyTr
             raise
         raise ValueError(f"{function}: updates must be of the structure {expected}, got {found}; {remedy}.") from error
     for u, w in zip(trees.leaves(updates), trees.leaves(velocity), strict=True):
-        if not trees.is_absent(u) and jnp.shape(u) != jnp.shape(w):
-            checks.reject(function, "updates", f"of shape {jnp.shape(w)} here", jnp.shape(u), remedy)
+        if trees.is_absent(u):
+            continue
+        # Complex velocities are decoded to pairs for real updates, unless they are stored in full.
+        if (jnp.iscomplexobj(w) and not jnp.iscomplexobj(u)) or w.shape == (*u.shape, 2):
+            checks.reject(function, "updates", "complex like the parameters here", f"{u.dtype}{list(u.shape)}", remedy)
+        if u.shape != w.shape:
+            checks.reject(function, "updates", f"of shape {w.shape} here", u.shape, remedy)
     return velocity
 
 

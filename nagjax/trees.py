@@ -35,6 +35,15 @@ def structure(tree: PyTree) -> Any:
     return cast("Any", jax.tree.structure(tree, is_leaf=is_absent))
 
 
+def as_arrays(tree: PyTree) -> PyTree:
+    """The tree with Python numbers made arrays."""
+
+    def convert(leaf: Any) -> Any:
+        return leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
+
+    return map_present(convert, tree)
+
+
 def rebuild(tree: PyTree, new_leaves: list[Any]) -> PyTree:
     """A tree of the structure of `tree` from leaves in flattened order."""
     return structure(tree).unflatten(new_leaves)

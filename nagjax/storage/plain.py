@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from nagjax import checks, trees
@@ -127,7 +128,8 @@ def decode_arrays(stored: PyTree, like: PyTree | None) -> PyTree:
         dtype = trees.compute_dtype(leaf.dtype)
         if jnp.issubdtype(dtype, jnp.complexfloating) and not jnp.iscomplexobj(own):
             return trees.as_complex(own.astype(jnp.float64 if dtype == jnp.complex128 else jnp.float32))
-        return own.astype(dtype)
+        # Never narrower than it is stored; a complex one stays complex.
+        return own.astype(np.promote_types(dtype, trees.compute_dtype(own.dtype)))
 
     return trees.map_present(widen, stored) if like is None else trees.map_present(convert, like, stored)
 

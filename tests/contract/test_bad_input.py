@@ -257,7 +257,7 @@ def test_updates_of_another_kind_of_number_than_the_parameters_are_refused():
 def test_real_updates_of_complex_parameters_are_refused(kept):
     """They would lose the imaginary part of the velocity."""
     tx = nagjax.accelerate(0.9, storage=kept)
-    with pytest.raises((TypeError, ValueError), match=r"^accelerate: updates must be (?!of shape)"):
+    with pytest.raises((TypeError, ValueError), match=r"^accelerate: updates must be .*complex"):
         tx.update(jnp.ones(3, jnp.float32), tx.init(jnp.ones(3, jnp.complex64)))
 
 

@@ -90,7 +90,7 @@ def test_python_and_numpy_numbers_are_parameters_as_in_optax(method):
     for params in {"a": 1.0}, {"a": np.ones(3)}, {"a": np.float32(1)}:
         state = jax.device_get(tx.init(params))
         updates, state = tx.update(params, state, params, value=1.0)
-        answer = nagjax.eval_params(params, jax.device_get(state))
+        answer = nagjax.eval_params(optax.apply_updates(params, updates), jax.device_get(state))
         np.testing.assert_allclose(answer["a"], 0.5 * params["a"], rtol=1e-6)  # x = y - RATE y
         assert jnp.shape(updates["a"]) == np.shape(params["a"])
 
