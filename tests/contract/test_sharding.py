@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import nagjax
 from nagjax import storage
-from tests.catalogue import REPRESENTATIVES, STORAGES, over
+from tests.catalogue import STORAGES, THREE, named, over
 from tests.contract.support import RATE, close, compiled, same_bits, trees
 
 tree_get = optax.tree_utils.tree_get
@@ -49,7 +49,7 @@ def test_an_eager_init_keeps_the_sharding_of_parameters(method, dtype, mesh):
     lie_alike(stored(method.make(RATE).init(params)), params)
 
 
-@over(REPRESENTATIVES)
+@over([*THREE, *named("stochastic bfloat16", "pytorch_sgd, nesterov")])
 def test_compiled_steps_keep_shardings_and_make_the_steps_of_one_device(method, mesh):
     tx, params = method.make(RATE), trees(SHAPES)
     follow = compiled(tx, 12)
@@ -63,17 +63,15 @@ def test_compiled_steps_keep_shardings_and_make_the_steps_of_one_device(method, 
     close(jax.device_get(found), jax.device_get(alone), 4e-2 if method.rounds else 1e-12)
 
 
-@pytest.mark.parametrize(
-    ("shape", "spec"),
-    [
-        ((64,), P("data")),
-        ((4, 64), P(None, "model")),
-        ((2, 4, 40), P(None, "data", "model")),
-        ((8, 1024), P(None, "data")),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+CUT = [
+    ((64,), P("data"), "float32"),
+    ((4, 64), P(None, "model"), "complex64"),
+    ((2, 4, 40), P(None, "data", "model"), "float32"),
+    ((8, 1024), P(None, "data"), "float32"),
+]
+
+
+@pytest.mark.parametrize(("shape", "spec", "dtype"), CUT, ids=str)
 def test_8_bit_blocks_that_are_cut_across_devices_round_as_whole_ones(shape, spec, dtype, mesh):
     tx, steps = nagjax.accelerate(0.9, storage=storage.int8()), trees(shape, dtype)
 

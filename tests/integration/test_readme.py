@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 
 import jax.numpy as jnp
-import nagjax
 import numpy as np
 import pytest
+
+import nagjax
 
 README = Path(__file__).parents[2] / "README.md"
 

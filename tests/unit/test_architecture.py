@@ -5,8 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nagjax
 import pytest
+
+import nagjax
 
 PACKAGE = Path(nagjax.__file__).parent
 
