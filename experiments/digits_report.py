@@ -99,11 +99,15 @@ def findings(entries: Sequence[Entry], storages: Sequence[Entry]) -> list[str]:
             found = [
                 _compare(entry.rival.label, values(entry) - values(reference), sign, digits) for entry in named.values()
             ]
-            lines.append(f"{title}: {'; '.join(filter(None, found))}.")
+            lines.append(_line(title, found))
     for title, sign, digits, values in METRICS[:3:2]:
         found = [_compare(entry.name, values(entry) - values(storages[0]), sign, digits) for entry in storages[1:]]
-        lines.append(f"{title} by storage: {'; '.join(filter(None, found))}.")
+        lines.append(_line(f"{title} by storage", found))
     return lines
+
+
+def _line(title: str, found: Sequence[str]) -> str:
+    return f"{title}: {'; '.join(filter(None, found)) or 'too few seeds to compare'}."
 
 
 def _compare(label: str, gaps: NDArray[np.float64], sign: int, digits: str) -> str:
