@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from nagjax import checks, trees
 from nagjax.descent import scale_by_learning_rate
 from nagjax.momentum.classical import constant, heavy_ball
-from nagjax.scalars import Schedule, as_scalar, evaluate, increment, scalar_dtype
+from nagjax.scalars import as_scalar, evaluate, increment, scalar_dtype
 from nagjax.storage import full
 from nagjax.transform import accelerate, check_floating, decode_checked, subtract_velocity
 from nagjax.types import PyTree
@@ -44,7 +44,7 @@ class PytorchSgdState(NamedTuple):
 
 
 def pytorch_sgd(
-    learning_rate: ArrayLike | Schedule,
+    learning_rate: optax.ScalarOrSchedule,
     momentum: ArrayLike = 0.0,
     dampening: ArrayLike = 0.0,
     weight_decay: ArrayLike = 0.0,
@@ -141,7 +141,7 @@ def pytorch_sgd(
 
 
 def keras_sgd(
-    learning_rate: ArrayLike | Schedule, momentum: ArrayLike = 0.0, nesterov: bool = False
+    learning_rate: optax.ScalarOrSchedule, momentum: ArrayLike = 0.0, nesterov: bool = False
 ) -> optax.GradientTransformationExtraArgs:
     """`keras.optimizers.SGD`, step for step.
 

@@ -1,5 +1,7 @@
 """Storages lose at most what they say, without bias where they say so, in the memory that they say."""
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -308,6 +310,23 @@ def test_sharding_over_the_first_axis_needs_no_communication(name):
     compiled = jax.jit(step, out_shardings=(sharding, place)).lower(sharded, stored).compile().as_text()
     for collective in ("all-reduce", "all-gather", "collective-permute", "all-to-all", "reduce-scatter"):
         assert collective not in compiled
+
+
+@pytest.mark.parametrize("shape", [(64, 512), (3, 3, 64, 64), (2000,)])
+@pytest.mark.parametrize("name", ["bfloat16 at random", "int8"])
+def test_a_step_writes_nothing_of_32_bits_but_the_parameters(name, shape):
+    """XLA computes the velocity inside the kernels that round it; writing it out costs more than the step itself."""
+    tx, params = nagjax.accelerate(0.9, storage=STORAGES[name]), normal(shape)
+
+    def step(params, state, updates):
+        updates, state = tx.update(updates, state)
+        return params + updates, state
+
+    program = jax.jit(step, donate_argnums=(0, 1)).lower(params, tx.init(params), params).compile().as_text()
+    written = re.findall(r" = [fsu](?:32|64)\[([\d,]+)\]\S* (?!parameter)", program[program.index("ENTRY") :])
+    sizes = sorted(int(np.prod([int(n) for n in shape.split(",")])) for shape in written)
+    assert sizes[-1] == params.size
+    assert all(size <= params.size / 100 for size in sizes[:-1])
 
 
 @pytest.mark.parametrize("name", RANDOM)
