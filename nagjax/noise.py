@@ -69,12 +69,13 @@ def bits(key: jax.Array, shape: Sequence[int]) -> jax.Array:
     Returns:
         uint32 array.
     """
-    index, stride = jnp.zeros(shape, jnp.uint32), 1
+    index, stride = key, 1
     for axis in reversed(range(len(shape))):
         if shape[axis] > 1:
-            index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * _uint32(stride)
+            place = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+            index += place if stride == 1 else place * _uint32(stride)
         stride *= shape[axis]
-    mixed = (index + key) * _uint32(_FIRST)
+    mixed = jnp.broadcast_to(index, shape) * _uint32(_FIRST)
     return (mixed ^ (mixed >> _uint32(15)) ^ key) * _uint32(_SECOND)
 
 

@@ -133,15 +133,20 @@ def _layout(values: tuple[int, ...], scales: tuple[int, ...]) -> tuple[tuple[int
 
 def _blocks(leaf: jax.Array, scales: tuple[int, ...]) -> jax.Array:
     lead, count, length, row = _layout(leaf.shape, scales)
-    rows = leaf.reshape(*lead, row)
     if row < count * length:
-        rows = jnp.pad(rows, [(0, 0)] * len(lead) + [(0, count * length - row)])
-    return rows.reshape(*lead, count, length)
+        leaf = jnp.pad(leaf.reshape(*lead, row), [(0, 0)] * len(lead) + [(0, count * length - row)])
+    return leaf.reshape(*lead, count, length)
 
 
 def _unblocks(blocks: jax.Array, shape: tuple[int, ...], scales: tuple[int, ...]) -> jax.Array:
     lead, count, length, row = _layout(shape, scales)
-    return blocks.reshape(*lead, count * length)[..., :row].reshape(shape)
+    if row < count * length:
+        blocks = blocks.reshape(*lead, count * length)[..., :row]
+    return blocks.reshape(shape)
+
+
+def _per_element(scales: jax.Array, blocks: jax.Array) -> jax.Array:
+    return jax.lax.broadcast_in_dim(scales, blocks.shape, tuple(range(scales.ndim)))
 
 
 @jax.jit
@@ -149,8 +154,8 @@ def _dequantize(values: jax.Array, scales: jax.Array) -> jax.Array:
     if not values.size:
         return values.astype(jnp.float32)
     blocks = _blocks(values, scales.shape).astype(jnp.float32)
-    steps = (scales * np.float32(1 / 127)).reshape(*blocks.shape[:-1], 1)
-    return _unblocks(blocks * steps, values.shape, scales.shape)
+    steps = (scales * np.float32(1 / 127)).reshape(blocks.shape[:-1])
+    return _unblocks(blocks * _per_element(steps, blocks), values.shape, scales.shape)
 
 
 # How `_quantize` is written decides how XLA's CPU backend compiles it (measurements in BUILD_NOTES.md): one pass over
@@ -162,7 +167,7 @@ def _quantize(real: jax.Array, key: jax.Array, scales: tuple[int, ...]) -> tuple
         return jnp.zeros(real.shape, jnp.int8), jnp.zeros(scales, jnp.float32)
     blocks = _blocks(real, scales)
     largest = _largest(blocks)
-    units = blocks * (np.float32(_UNITS) / largest)[..., None] + np.float32(_MAGIC)
+    units = blocks * _per_element(np.float32(_UNITS) / largest, blocks) + np.float32(_MAGIC)
     units = _unblocks(_pattern(units), real.shape, scales)
     fraction = (noise.bits(key, real.shape) >> np.uint32(32 - _FRACTION_BITS)).astype(jnp.int32)
     carry = ((units & np.int32(2**_FRACTION_BITS - 1)) + fraction) >> np.int32(_FRACTION_BITS)
