@@ -5,10 +5,11 @@ from collections.abc import Callable
 import optax
 from jax.typing import ArrayLike
 
-from nagjax import checks
+from nagjax import checks, proximal
 from nagjax import momentum as rules
 from nagjax.descent import add_decayed_weights, scale_by_learning_rate
 from nagjax.momentum.optimal import contraction
+from nagjax.proximal import Prox
 from nagjax.scalars import number
 from nagjax.transform import accelerate
 from nagjax.types import Momentum, PyTree, Restart, Storage
@@ -69,88 +70,102 @@ def nesterov(
 
 
 def fista(
-    step_size: optax.ScalarOrSchedule, *, restart: Restart | None = None
+    step_size: optax.ScalarOrSchedule, prox: Prox | None = None, *, restart: Restart | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Gradient descent accelerated by FISTA's momentum, for smooth convex functions.
+    """FISTA: (proximal) gradient descent with FISTA's momentum, for convex f + h with a smooth f.
 
     Args:
         step_size: s, at most 1/L; a positive number or an Optax schedule of it.
+        prox: h, from `nagjax.proximal`; None for h = 0. With it every update needs `params`.
         restart: A restart test; `restart.gradient()` where the function is strongly convex to an unknown degree.
 
     Returns:
         A gradient transformation; memory as in `accelerate`.
 
     Raises:
-        TypeError: `step_size` is not a number.
+        TypeError: `step_size` is not a number, or `prox` not a `Prox`.
         ValueError: `step_size` is not positive and finite.
 
     Guarantee:
-        As in `momentum.fista`.
+        As in `momentum.fista`, with h too.
     """
     if not callable(step_size):
         checks.positive("fista", "step_size", step_size, "give 1 / L for an L-smooth function")
-    return optax.chain(scale_by_learning_rate(step_size), accelerate(rules.fista(), restart=restart))
+    gradient_step, momentum = scale_by_learning_rate(step_size), accelerate(rules.fista(), restart=restart)
+    if prox is None:
+        return optax.chain(gradient_step, momentum)
+    return optax.chain(gradient_step, proximal.step(prox, step_size), momentum)
 
 
-def ogm(smoothness: ArrayLike) -> optax.GradientTransformationExtraArgs:
+def ogm(smoothness: ArrayLike, prox: None = None) -> optax.GradientTransformationExtraArgs:
     """The optimized gradient method for convex, L-smooth functions.
 
     Args:
         smoothness: L, positive.
+        prox: Refused: the method is for smooth functions only, and `fista` takes a prox.
 
     Returns:
         A gradient transformation; memory as in `accelerate`.
 
     Raises:
         TypeError: `smoothness` is not a number.
-        ValueError: `smoothness` is not positive and finite.
+        ValueError: `smoothness` is not positive and finite, or a prox is given.
 
     Guarantee:
         As in `momentum.ogm`.
     """
+    _refuse_prox("ogm", prox)
     _check_smoothness("ogm", smoothness)
     return optax.chain(scale_by_learning_rate(1 / number(smoothness)), accelerate(rules.ogm()))
 
 
-def triple_momentum(smoothness: ArrayLike, strong_convexity: ArrayLike) -> optax.GradientTransformationExtraArgs:
+def triple_momentum(
+    smoothness: ArrayLike, strong_convexity: ArrayLike, prox: None = None
+) -> optax.GradientTransformationExtraArgs:
     """The triple momentum method for mu-strongly convex, L-smooth functions.
 
     Args:
         smoothness: L, positive.
         strong_convexity: mu, positive and at most L.
+        prox: Refused: the method is for smooth functions only, and `fista` takes a prox.
 
     Returns:
         A gradient transformation; memory as in `accelerate`.
 
     Raises:
         TypeError: An argument is not a number.
-        ValueError: An argument is out of its range.
+        ValueError: An argument is out of its range, or a prox is given.
 
     Guarantee:
         As in `momentum.triple_momentum`.
     """
+    _refuse_prox("triple_momentum", prox)
     kappa = _condition_number("triple_momentum", smoothness, strong_convexity)
     step_size = (1 + contraction(kappa)) / number(smoothness)
     return optax.chain(scale_by_learning_rate(step_size), accelerate(rules.triple_momentum(kappa)))
 
 
-def item(smoothness: ArrayLike, strong_convexity: ArrayLike) -> optax.GradientTransformationExtraArgs:
+def item(
+    smoothness: ArrayLike, strong_convexity: ArrayLike, prox: None = None
+) -> optax.GradientTransformationExtraArgs:
     """The information-theoretic exact method for mu-strongly convex, L-smooth functions.
 
     Args:
         smoothness: L, positive.
         strong_convexity: mu, positive and less than L.
+        prox: Refused: the method is for smooth functions only, and `fista` takes a prox.
 
     Returns:
         A gradient transformation; memory as in `accelerate`.
 
     Raises:
         TypeError: An argument is not a number.
-        ValueError: An argument is out of its range.
+        ValueError: An argument is out of its range, or a prox is given.
 
     Guarantee:
         As in `momentum.item`.
     """
+    _refuse_prox("item", prox)
     kappa = _condition_number("item", smoothness, strong_convexity)
     return optax.chain(scale_by_learning_rate(1 / number(smoothness)), accelerate(rules.item(kappa)))
 
@@ -167,3 +182,9 @@ def _condition_number(function: str, smoothness: ArrayLike, strong_convexity: Ar
         remedy = "smoothness is the largest curvature, strong_convexity the smallest"
         checks.reject(function, "strong_convexity", f"at most smoothness = {smoothness}", strong_convexity, remedy)
     return kappa
+
+
+def _refuse_prox(function: str, prox: object) -> None:
+    if prox is not None:
+        remedy = "its theorem is for smooth functions; for f + h use nagjax.fista(step_size, prox) or solve.minimize"
+        checks.reject(function, "prox", "None", prox, remedy)

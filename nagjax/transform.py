@@ -1,6 +1,5 @@
 """`accelerate`, the one transformation of nagjax."""
 
-import functools
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -121,7 +120,7 @@ def accelerate(
         updates = trees.as_arrays(updates)
         previous = decode_checked("accelerate", buffer, state.velocity, updates)
         one = jnp.ones_like(decay)
-        proposed = _combine((decay, previous), (one, updates))
+        proposed = trees.combine((decay, previous), (one, updates))
 
         if restart is None:
             stored = buffer.encode(proposed, state.velocity)
@@ -133,7 +132,7 @@ def accelerate(
             keep = _detached(~flag, one)
             # The flag scales coefficients, not arrays: the proposed velocity then lives inside the test alone, and
             # the kept one is computed in place of the previous one.
-            stored = buffer.encode(_combine((keep * decay, previous), (keep, updates)), state.velocity)
+            stored = buffer.encode(trees.combine((keep * decay, previous), (keep, updates)), state.velocity)
             terms = [(gain, buffer.decode(stored, updates)), (direct, updates)]
             if not rule.nesterov:
                 # Land on the answer; in Nesterov's form gain - readout is 0, and zero velocity is enough.
@@ -141,7 +140,7 @@ def accelerate(
             readout, age = keep * readout, jnp.where(flag, 0, increment(state.age))
 
         new_state = AccelerateState(stored, readout, age, momentum_carry, restart_carry)
-        return trees.map_present(_as_dtype_of, updates, _combine(*terms)), new_state
+        return trees.map_present(_as_dtype_of, updates, trees.combine(*terms)), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -215,17 +214,6 @@ def _select(fresh: jax.Array, initial: Carry, carry: Carry) -> Carry:
         return jnp.where(fresh, first, later)
 
     return jax.tree.map(select, initial, carry)
-
-
-def _combine(*terms: tuple[jax.Array, PyTree]) -> PyTree:
-    """The sum of scalar * tree over all terms, in the dtypes of the first tree."""
-
-    def leaf(*arrays: jax.Array) -> jax.Array:
-        dtype = arrays[0].dtype
-        scaled = [trees.scaled(scalar, x.astype(dtype)) for (scalar, _), x in zip(terms, arrays, strict=True)]
-        return functools.reduce(jnp.add, scaled)
-
-    return trees.map_present(leaf, *(tree for _, tree in terms))
 
 
 def _as_dtype_of(update: jax.Array, value: jax.Array) -> jax.Array:

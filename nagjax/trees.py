@@ -1,5 +1,6 @@
 """Trees whose leaves may be absent, and the dtype in which a leaf is computed."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -70,6 +71,31 @@ def scaled(factor: jax.Array, leaf: jax.Array) -> jax.Array:
         factor = factor.astype(leaf.real.dtype)
         return jax.lax.complex(factor * leaf.real, factor * leaf.imag)
     return factor.astype(leaf.dtype) * leaf
+
+
+def combine(*terms: tuple[jax.Array, PyTree]) -> PyTree:
+    """The sum of scalar * tree over all terms, in the dtypes of the first tree."""
+
+    def leaf(*arrays: jax.Array) -> jax.Array:
+        dtype = arrays[0].dtype
+        parts = [scaled(scalar, x.astype(dtype)) for (scalar, _), x in zip(terms, arrays, strict=True)]
+        return functools.reduce(jnp.add, parts)
+
+    return map_present(leaf, *(tree for _, tree in terms))
+
+
+def difference(a: PyTree, b: PyTree) -> PyTree:
+    """a - b, leaf by leaf."""
+    return map_present(jnp.subtract, a, b)
+
+
+def select(flag: jax.Array, if_true: PyTree, if_false: PyTree) -> PyTree:
+    """One of two trees of the same structure, by a scalar."""
+
+    def leaf(true: jax.Array, false: jax.Array) -> jax.Array:
+        return jnp.where(flag, true, false)
+
+    return map_present(leaf, if_true, if_false)
 
 
 def as_pairs(leaf: jax.Array) -> jax.Array:

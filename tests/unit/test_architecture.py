@@ -14,10 +14,10 @@ PACKAGE = Path(nagjax.__file__).parent
 # A module imports from its own row and the rows above it.
 ROWS = [
     {"types", "checks", "trees", "scalars", "noise", "reductions", "theory", "models"},
-    {"momentum", "restart", "storage", "problems"},
-    {"transform", "descent", "answers"},
-    {"methods"},
-    {"conventions"},
+    {"momentum", "restart", "storage", "proximal", "problems"},
+    {"transform", "descent", "answers", "step_sizes"},
+    {"methods", "adaptive"},
+    {"conventions", "solve", "interop"},
     {"__init__"},
 ]
 ROW = {name: number for number, names in enumerate(ROWS) for name in names}
