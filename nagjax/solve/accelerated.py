@@ -1,0 +1,190 @@
+"""The default method: accelerated proximal steps of a size that the gradients show, with restarts and a guard."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nagjax import trees
+from nagjax.reductions import inner_products, squared_norm
+from nagjax.scalars import as_scalar, increment
+from nagjax.solve.composite import Composite, Evaluation
+from nagjax.solve.method import Ending, Method, Report, Start, empty_report, lands, lowest, scale_of, settles
+from nagjax.step_sizes.curvature import next_step, no_samples, probe
+from nagjax.step_sizes.pairs import rounding_unit
+from nagjax.types import PyTree
+
+GROWTH = 1.2  # of the step size from one step to the next, at most
+FISTA_STEPS = 200  # the first cycle has FISTA's momentum up to here, then 1
+MOST_REVERTS = 60  # in a row: the step size has fallen by 2^60
+STILL_STEPS = 10  # in a row that rounding swallows
+
+
+class AcceleratedState(NamedTuple):
+    """State of `accelerated`: six trees of the parameters' structure and scalars."""
+
+    params: PyTree  # x, the answer
+    query: PyTree  # y
+    previous_query: PyTree  # y'
+    previous_gradient: PyTree  # g'
+    reference: PyTree  # x_ref, where the last good cycle began
+    start: Start
+    start_size: jax.Array  # |x_0|^2
+    floor: jax.Array  # a value of f that only an unbounded objective reaches
+    nonsmooth: jax.Array  # h(x)
+    reference_value: jax.Array  # F(x_ref)
+    reference_residual: jax.Array
+    slack: jax.Array  # tau, relative tolerance of the guard
+    step_size: jax.Array  # s of the last step
+    window: jax.Array  # the last two samples of curvature, shape (2,)
+    t: jax.Array  # momentum number
+    count: jax.Array  # k, int32
+    fresh: jax.Array  # y is x, bool
+    at_reference: jax.Array  # x is x_ref, bool
+    paired: jax.Array  # y' and g' may be used, bool
+    reverts: jax.Array  # since F(x_ref) was set, int32
+    still: jax.Array  # steps in a row that rounding swallows, int32
+    report: Report
+
+
+def accelerated() -> Method:
+    """Accelerated proximal gradient steps without any constant to give; the default of `solve.minimize`.
+
+    One value-and-gradient a step. The step size is the inverse of the curvature between the last query points
+    (`step_sizes.curvature`); FISTA's momentum in the first cycle, 1 afterwards; gradient restart; a free guard returns
+    to the start of a cycle that provably went above it.
+
+    Guarantee:
+        For convex f and steps of at most 1/L, values at restart points never increase, up to rounding, and the first
+        step after a restart is a plain proximal-gradient step. Momentum 1 and the step rule are heuristics without an
+        O(1/k^2) theorem: for the theorem use `nagjax.fista` with a fixed step.
+
+    Source:
+        A. Beck and M. Teboulle, 2009 (FISTA); D. Kim and J. Fessler, 2018 (OGM's term); B. O'Donoghue and E. Candes,
+        2015 (gradient restart); J. Liang, T. Luo and C.-B. Schoenlieb, 2022 (momentum 1); K. Scheinberg, D. Goldfarb
+        and X. Bai, 2014 (momentum after a change of the step). Their combination is nagjax's.
+    """
+    return Method(init, update)
+
+
+def init(composite: Composite, params: PyTree, start: Start) -> AcceleratedState:
+    """The state at the start; without a step size the first step is a tiny probe."""
+    yes, no = jnp.ones((), jnp.bool), jnp.zeros((), jnp.bool)
+    count = jnp.zeros((), jnp.int32)
+    return AcceleratedState(
+        params=params,
+        query=params,
+        previous_query=params,
+        previous_gradient=trees.zeros(params),
+        reference=params,
+        start=start,
+        start_size=squared_norm(params),
+        floor=as_scalar(-jnp.inf),
+        nonsmooth=as_scalar(composite.prox.value(params)),
+        reference_value=as_scalar(jnp.inf),
+        reference_residual=as_scalar(jnp.inf),
+        slack=as_scalar(10 * rounding_unit(params)),
+        step_size=start.step_size,
+        window=no_samples(),
+        t=as_scalar(1.0),
+        count=count,
+        fresh=yes,
+        at_reference=no,
+        paired=no,
+        reverts=count,
+        still=count,
+        report=empty_report(),
+    )
+
+
+def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation, ending: Ending) -> AcceleratedState:
+    """One step; the numbers are those of the recipe in BUILD_NOTES.md."""
+    x, y, g, before = state.params, state.query, evaluation.gradient, state.report
+    unit = rounding_unit(y)
+    begins = state.count == 0
+
+    # 1, 2: curvature and step.
+    moved, changed = trees.difference(y, state.previous_query), trees.difference(g, state.previous_gradient)
+    move, change, product, slope, ahead = inner_products(
+        (moved, moved), (changed, changed), (moved, changed), (g, g), (g, trees.difference(x, y))
+    )
+    measured, window = next_step(
+        state.step_size, state.window, move, change, product, slope, growth=GROWTH, unit=unit
+    )  # fmt: skip
+    window = jnp.where(state.paired, window, state.window)
+    probing = begins & (state.step_size <= 0)
+    s = jnp.where(probing, probe(state.start_size, slope), jnp.where(state.paired, measured, state.step_size))
+
+    # 3: the guard. For convex f the model value is a lower bound of F(x), exact where y is x.
+    model = evaluation.value + ahead + state.nonsmooth
+    improves = state.fresh & (model <= state.reference_value)
+    allowed = model <= state.reference_value + state.slack * jnp.abs(state.reference_value)
+    reverts = ~(improves | allowed | state.at_reference)
+
+    # 4: the proximal step.
+    z = composite.forward_backward(y, g, s)
+    back, forth = trees.difference(y, z), trees.difference(z, x)
+    length, turn, size = inner_products((back, back), (back, forth), (z, z))
+    residual = jnp.sqrt(length) / s
+    scale = scale_of(state.start, state.count, residual, before.scale)
+    error, scale = composite.error(y, evaluation, residual, scale)
+    settled = settles(state.fresh, error, scale, ending) & ~reverts
+
+    # 5, 6: momentum and restart.
+    still = jnp.where(length <= unit**2 * size, increment(state.still), 0)
+    reverted = jnp.where(improves & (model < state.reference_value), 0, state.reverts + reverts.astype(jnp.int32))
+    finite = jnp.isfinite(evaluation.value) & jnp.isfinite(slope)
+    stalled = (ending.tol > 0) & ((still >= STILL_STEPS) | (finite & (reverted > MOST_REVERTS)))
+    restarts = (turn >= 0) | stalled | lands(error, scale, ending)
+    t = (1 + jnp.sqrt(1 + 4 * jnp.where(begins, 1, state.step_size / s) * state.t**2)) / 2
+    cautious = (before.restarts == 0) & (state.count <= FISTA_STEPS)
+    momentum = jnp.where(restarts, 0, jnp.where(cautious, (state.t - 1) / t, 1))
+    correction = jnp.where(cautious & ~restarts, 0.5 * state.t / t, 0)
+    extrapolated = trees.combine((jnp.ones_like(s), z), (momentum, forth), (-correction, back))
+
+    # 7: the next state; a revert takes x_ref, and the end takes the query point itself.
+    stays = settled | (reverts & ending.close)
+    reference = trees.select(improves, x, state.reference)
+    fresh = restarts | reverts | stays
+    params = trees.select(reverts, reference, trees.select(settled, x, z))
+    reference_value = jnp.where(improves, model, state.reference_value)
+    reference_residual = jnp.where(improves, residual, state.reference_residual)
+    largest = jnp.max(window)
+    floor = jnp.where(begins, lowest(evaluation.value, slope, state.start_size, unit), state.floor)
+    report = Report(
+        value=jnp.where(reverts, reference_value, model),
+        residual=jnp.where(reverts & ending.close, reference_residual, residual),
+        scale=scale,
+        step_size=s,
+        safe_step=jnp.where(largest > 0, 1 / largest, jnp.inf),
+        restarts=before.restarts + (restarts & ~reverts & ~stays).astype(jnp.int32),
+        settled=stays,
+        stalled=stalled,
+        unbounded=evaluation.value < floor,
+        overshot=jnp.zeros((), jnp.bool),
+        broken=(begins & ~finite) | (~finite & (reverted > MOST_REVERTS)),
+    )
+    return AcceleratedState(
+        params=params,
+        query=trees.select(reverts, reference, trees.select(settled, x, extrapolated)),
+        previous_query=y,
+        previous_gradient=g,
+        reference=reference,
+        start=state.start,
+        start_size=state.start_size,
+        floor=floor,
+        nonsmooth=as_scalar(composite.prox.value(params)),
+        reference_value=reference_value,
+        reference_residual=reference_residual,
+        slack=jnp.where(reverts, 10 * state.slack, state.slack),
+        step_size=jnp.where(reverts, s / 2, s),
+        window=window,
+        t=jnp.where(fresh, 1, t),
+        count=increment(state.count),
+        fresh=fresh,
+        at_reference=reverts,
+        paired=~reverts,
+        reverts=reverted,
+        still=still,
+        report=report,
+    )

@@ -1,0 +1,158 @@
+"""Optax chains as methods: FISTA, OGM, triple momentum, ITEM, adaptive steps, or a user's own."""
+
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nagjax import checks, trees
+from nagjax.answers import eval_params, reset_momentum
+from nagjax.reductions import inner_products, squared_norm
+from nagjax.scalars import as_scalar, increment
+from nagjax.solve.composite import Composite, Evaluation
+from nagjax.solve.method import Ending, Method, Report, Start, empty_report, lands, lowest, scale_of, settles
+from nagjax.step_sizes.pairs import rounding_unit
+from nagjax.types import PyTree
+
+STILL_STEPS = 10  # in a row that rounding swallows
+
+
+class ChainState(NamedTuple):
+    """State of `chain`."""
+
+    params: PyTree  # the answer
+    query: PyTree  # the parameters of the chain
+    opt_state: Any
+    best: PyTree  # the query point with the least objective
+    best_value: jax.Array
+    previous_query: PyTree
+    previous_gradient: PyTree
+    curvature: jax.Array  # the largest seen
+    start: Start
+    start_value: jax.Array  # F at the start
+    floor: jax.Array  # a value of f that only an unbounded objective reaches
+    count: jax.Array  # int32
+    fresh: jax.Array  # the query point is the answer, bool
+    still: jax.Array  # steps in a row that rounding swallows, int32
+    report: Report
+
+    @property
+    def function_evaluations(self) -> jax.Array:
+        """Values of the smooth part alone that the chain has taken, int32."""
+        return _field(self.opt_state, "function_evaluations", jnp.zeros((), jnp.int32))
+
+
+def chain(transformation: optax.GradientTransformation) -> Method:
+    """A method from an Optax transformation.
+
+    `update` gets the gradient of the smooth part, `params`, and the keyword arguments `value`, `grad` and `value_fn` of
+    the smooth part, and `objective`, which is f + h at `params`. A transformation with a prox tells its step size in
+    a field `step_size` of its state, as those of nagjax do.
+    """
+    tx = optax.with_extra_args_support(transformation)
+
+    def init(composite: Composite, params: PyTree, start: Start) -> ChainState:
+        opt_state = tx.init(params)
+        takes_prox = _field(opt_state, "step_size", None) is not None
+        if not composite.is_smooth and not takes_prox:
+            remedy = "put proximal.step(prox, step_size) before accelerate; or use nagjax.fista(step_size, prox)"
+            checks.reject("solve.minimize", "method", "a chain with a proximal step for this prox", tx, remedy)
+        count = jnp.zeros((), jnp.int32)
+        return ChainState(
+            params=params,
+            query=params,
+            opt_state=opt_state,
+            best=params,
+            best_value=as_scalar(jnp.inf),
+            previous_query=params,
+            previous_gradient=trees.zeros(params),
+            curvature=as_scalar(0.0),
+            start=start,
+            start_value=as_scalar(jnp.inf),
+            floor=as_scalar(-jnp.inf),
+            count=count,
+            fresh=jnp.ones((), jnp.bool),
+            still=count,
+            report=empty_report(),
+        )
+
+    def update(composite: Composite, state: ChainState, evaluation: Evaluation, ending: Ending) -> ChainState:
+        y, g, f, before = state.query, evaluation.gradient, evaluation.value, state.report
+        begins, unit = state.count == 0, rounding_unit(state.query)
+        objective = f + as_scalar(composite.prox.value(y))
+        updates, opt_state = tx.update(
+            g, state.opt_state, y, value=f, grad=g, value_fn=composite.smooth, objective=objective
+        )
+        following = optax.apply_updates(y, updates)
+
+        moved, changed = trees.difference(y, state.previous_query), trees.difference(g, state.previous_gradient)
+        move, change, slope, size, length = inner_products(
+            (moved, moved), (changed, changed), (g, g), (y, y), (updates, updates)
+        )
+        seen = ~begins & (move > 0) & (change > (10 * unit) ** 2 * slope)
+        sample = jnp.sqrt(change / jnp.where(move > 0, move, 1))
+        curvature = jnp.where(seen, jnp.maximum(state.curvature, sample), state.curvature)
+        safe_step = jnp.where(curvature > 0, 1 / curvature, jnp.inf)
+
+        if composite.is_smooth:
+            s = _field(opt_state, "step_size", jnp.where(jnp.isfinite(safe_step), safe_step, 1))
+            z, residual = eval_params(following, opt_state), jnp.sqrt(slope)
+        else:
+            s = as_scalar(_field(opt_state, "step_size", None))
+            z = composite.forward_backward(y, g, s)
+            residual = jnp.sqrt(squared_norm(trees.difference(y, z))) / s
+        scale = scale_of(state.start, state.count, residual, before.scale)
+        start_value = jnp.where(begins, objective, state.start_value)
+        finite = jnp.isfinite(f) & jnp.isfinite(slope)
+        better = objective < state.best_value
+        best = trees.select(better, y, state.best)
+        higher = ~(objective <= start_value) & ~begins
+        overshot = higher & ~(residual <= scale / unit**0.5)
+        still = jnp.where(length <= unit**2 * size, increment(state.still), 0)
+        stalled = (ending.tol > 0) & (still >= STILL_STEPS)
+
+        error, scale = composite.error(y, evaluation, residual, scale)
+        settled = settles(state.fresh, error, scale, ending)
+        landing = stalled | lands(error, scale, ending)
+        stops = settled | landing
+        answer = trees.select(settled, y, trees.select(overshot, best, z))
+        reset = reset_momentum(opt_state)
+        return ChainState(
+            params=answer,
+            query=trees.select(stops, answer, following),
+            opt_state=jax.tree.map(lambda new, old: jnp.where(stops, new, old), reset, opt_state),
+            best=best,
+            best_value=jnp.where(better, objective, state.best_value),
+            previous_query=y,
+            previous_gradient=g,
+            curvature=curvature,
+            start=state.start,
+            start_value=start_value,
+            floor=jnp.where(begins, lowest(f, slope, size, unit), state.floor),
+            count=increment(state.count),
+            fresh=stops,
+            still=still,
+            report=Report(
+                value=jnp.where(overshot, state.best_value, objective),
+                residual=error,
+                scale=scale,
+                step_size=as_scalar(s),
+                safe_step=safe_step,
+                restarts=before.restarts,
+                settled=settled,
+                stalled=stalled,
+                unbounded=f < state.floor,
+                overshot=overshot,
+                broken=begins & ~finite,
+            ),
+        )
+
+    return Method(init, update)
+
+
+def _field(opt_state: Any, name: str, default: Any) -> Any:
+    try:
+        return cast("Any", optax.tree_utils.tree_get(opt_state, name, default))
+    except KeyError:  # more than one
+        return default
