@@ -1,7 +1,9 @@
 """Solvers for f + h in one compiled loop."""
 
-from nagjax.solve.accelerated import accelerated as default
+from nagjax.solve.boosted import boosted as boosted
+from nagjax.solve.chain import chain as chain
 from nagjax.solve.composite import Composite as Composite
+from nagjax.solve.default import default as default
 from nagjax.solve.method import Method as Method
 from nagjax.solve.minimize import minimize as minimize
 from nagjax.solve.solution import History as History

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from nagjax import trees
-from nagjax.scalars import scalar_dtype
 from nagjax.solve.composite import Composite
 from nagjax.solve.solution import Solution
 from nagjax.types import PyTree

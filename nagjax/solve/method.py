@@ -71,6 +71,10 @@ class Method(NamedTuple):
     init: Callable[[Composite, PyTree, Start], Any]
     update: Callable[[Composite, Any, Evaluation, Ending], Any]
 
+    def start(self, composite: Composite, params: PyTree) -> Any:
+        """The state of a run that starts at `params` and knows nothing else."""
+        return self.init(composite, params, unknown())
+
     def step(self, composite: Composite, state: Any) -> Any:
         """One step that does not settle."""
         no = jnp.zeros((), jnp.bool)

@@ -14,9 +14,10 @@ from jax.typing import ArrayLike
 from nagjax import checks, proximal, trees
 from nagjax.proximal.transform import check_prox
 from nagjax.scalars import as_scalar
-from nagjax.solve.accelerated import accelerated
+from nagjax.solve.boosted import boosted
 from nagjax.solve.chain import chain
 from nagjax.solve.composite import Composite, hoisted
+from nagjax.solve.default import default
 from nagjax.solve.fista import backtracking, fixed_step
 from nagjax.solve.implicit import differentiable
 from nagjax.solve.loop import run
@@ -25,7 +26,7 @@ from nagjax.solve.solution import Solution, SolveError, Status
 from nagjax.transform import check_floating
 from nagjax.types import PyTree
 
-METHODS: dict[str, Method] = {"default": accelerated(), "fista": fixed_step()}
+METHODS: dict[str, Method] = {"default": default(), "boosted": boosted(), "fista": fixed_step()}
 WITHOUT_STEP = {"fista": backtracking()}
 
 

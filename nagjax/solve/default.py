@@ -20,8 +20,8 @@ MOST_REVERTS = 60  # in a row: the step size has fallen by 2^60
 STILL_STEPS = 10  # in a row that rounding swallows
 
 
-class AcceleratedState(NamedTuple):
-    """State of `accelerated`: six trees of the parameters' structure and scalars."""
+class DefaultState(NamedTuple):
+    """State of `default`: six trees of the parameters' structure and scalars."""
 
     params: PyTree  # x, the answer
     query: PyTree  # y
@@ -47,7 +47,7 @@ class AcceleratedState(NamedTuple):
     report: Report
 
 
-def accelerated() -> Method:
+def default() -> Method:
     """Accelerated proximal gradient steps without any constant to give; the default of `solve.minimize`.
 
     One value-and-gradient a step. The step size is the inverse of the curvature between the last query points
@@ -67,11 +67,11 @@ def accelerated() -> Method:
     return Method(init, update)
 
 
-def init(composite: Composite, params: PyTree, start: Start) -> AcceleratedState:
+def init(composite: Composite, params: PyTree, start: Start) -> DefaultState:
     """The state at the start; without a step size the first step is a tiny probe."""
     yes, no = jnp.ones((), jnp.bool), jnp.zeros((), jnp.bool)
     count = jnp.zeros((), jnp.int32)
-    return AcceleratedState(
+    return DefaultState(
         params=params,
         query=params,
         previous_query=params,
@@ -97,7 +97,7 @@ def init(composite: Composite, params: PyTree, start: Start) -> AcceleratedState
     )
 
 
-def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation, ending: Ending) -> AcceleratedState:
+def update(composite: Composite, state: DefaultState, evaluation: Evaluation, ending: Ending) -> DefaultState:
     """One step; the numbers are those of the recipe in BUILD_NOTES.md."""
     x, y, g, before = state.params, state.query, evaluation.gradient, state.report
     unit = rounding_unit(y)
@@ -164,7 +164,7 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
         overshot=jnp.zeros((), jnp.bool),
         broken=(begins & ~finite) | (~finite & (reverted > MOST_REVERTS)),
     )
-    return AcceleratedState(
+    return DefaultState(
         params=params,
         query=trees.select(reverts, reference, trees.select(settled, x, extrapolated)),
         previous_query=y,
