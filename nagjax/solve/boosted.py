@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from nagjax import trees
 from nagjax.reductions import inner_products
 from nagjax.scalars import as_scalar, increment
-from nagjax.solve import default, quasi_newton
+from nagjax.solve import accelerated, quasi_newton
 from nagjax.solve.composite import Composite, Evaluation
 from nagjax.solve.method import Ending, Method, Report, Start, lands, scale_of
 from nagjax.solve.quasi_newton import Pairs
@@ -31,7 +31,7 @@ class BoostedState(NamedTuple):
     `main.params` the proximal step z from there.
     """
 
-    main: default.DefaultState
+    main: accelerated.AcceleratedState
     pairs: Pairs
     change: jax.Array  # (y' - z') / s' of the last step where h couples coordinates, else empty
     face: jax.Array  # where the derivative of the operator is above 1/2, shape (n,)
@@ -96,7 +96,7 @@ def _init(composite: Composite, params: PyTree, start: Start) -> BoostedState:
     vector, no, none = _ravel(params), jnp.zeros((), jnp.bool), jnp.zeros((), jnp.int32)
     coupled = _coupled(composite, params)
     return BoostedState(
-        main=default.init(composite, params, start),
+        main=accelerated.init(composite, params, start),
         pairs=quasi_newton.no_pairs(vector),
         change=jnp.zeros_like(vector) if coupled else jnp.zeros((0,), vector.dtype),
         face=jnp.ones(vector.shape, jnp.bool),
@@ -130,8 +130,8 @@ def _update(composite: Composite, state: BoostedState, evaluation: Evaluation, e
 
 
 def _accelerate(composite: Composite, state: BoostedState, evaluation: Evaluation, ending: Ending) -> BoostedState:
-    y, regular = state.query, state.main.count > 0
-    main = default.update(composite, state.main, evaluation, ending)
+    y, regular = state.query, state.main.steps > 0
+    main = accelerated.update(composite, state.main, evaluation, ending)
     s = main.report.step_size
     if _coupled(composite, y):
         change = _ravel(trees.difference(y, main.params)) / _like(s, state.change)
@@ -177,8 +177,11 @@ def _visit(composite: Composite, state: BoostedState, evaluation: Evaluation, en
     new = _proposed(composite, w, g, evaluation.value, s)
     enough = new.envelope <= old.envelope - DECREASE * old.squared / s
     accepts = state.entering | enough
-    base = cast("_Base", jax.tree.map(lambda a, b: jnp.where(accepts, a, b), new, old))
+    base: _Base = trees.select(accepts, new, old)
     residual = jnp.sqrt(base.squared) / s
+    scale = scale_of(main.start, main.steps, residual, main.report.scale)
+    at_base = Evaluation(base.value, base.gradient, None)
+    residual, scale = composite.error(base.point, at_base, residual, scale)
     step = _ravel(trees.difference(base.point, base.proposal))
 
     if _coupled(composite, w):
@@ -194,7 +197,6 @@ def _visit(composite: Composite, state: BoostedState, evaluation: Evaluation, en
     tries_half = ~accepts & ~state.halved
     trial = jnp.where(accepts, direction, 0.5 * (direction - step))
 
-    scale = scale_of(main.start, main.count, residual, main.report.scale)
     lost = ~accepts & state.halved
     leaves = lost | lands(residual, scale, ending)
     accepted = state.accepted + (accepts & ~state.entering).astype(jnp.int32)
@@ -212,7 +214,7 @@ def _visit(composite: Composite, state: BoostedState, evaluation: Evaluation, en
             step_size=s,
             window=jnp.where(leaves, no_samples(), main.window),
             t=as_scalar(1.0),
-            count=increment(main.count),
+            steps=increment(main.steps),
             fresh=leaves,
             at_reference=jnp.zeros((), jnp.bool),
             paired=~leaves,
@@ -244,8 +246,11 @@ def _face(composite: Composite, y: PyTree, gradient: PyTree, s: jax.Array) -> ja
     if composite.is_smooth:
         return jnp.ones(_ravel(y).shape, jnp.bool)
     before = trees.combine((jnp.ones_like(s), y), (-s, gradient))
-    ones = jax.tree.map(jnp.ones_like, before)
-    _, slopes = cast("Any", jax.jvp(lambda v: composite.prox.prox(v, s), (before,), (ones,)))
+
+    def operator(point: PyTree) -> PyTree:
+        return composite.prox.prox(point, s)
+
+    _, slopes = cast("Any", jax.jvp)(operator, (before,), (_ones(before),))
     return _ravel(slopes) > 0.5
 
 
@@ -277,7 +282,14 @@ def _unravel(like: PyTree, vector: jax.Array) -> PyTree:
         part = vector[start : start + pairs.size].reshape(pairs.shape).astype(pairs.dtype)
         parts.append(trees.as_complex(part) if jnp.iscomplexobj(leaf) else part)
         start += pairs.size
-    return jax.tree.structure(like).unflatten(parts)
+    return cast("Any", jax.tree.structure(like)).unflatten(parts)
+
+
+def _ones(tree: PyTree) -> PyTree:
+    def one(leaf: jax.Array) -> jax.Array:
+        return jnp.ones_like(leaf)
+
+    return jax.tree.map(one, tree)
 
 
 def _like(scalar: jax.Array, vector: jax.Array) -> jax.Array:

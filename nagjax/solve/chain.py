@@ -1,6 +1,6 @@
 """Optax chains as methods: FISTA, OGM, triple momentum, ITEM, adaptive steps, or a user's own."""
 
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ class ChainState(NamedTuple):
     start: Start
     start_value: jax.Array  # F at the start
     floor: jax.Array  # a value of f that only an unbounded objective reaches
-    count: jax.Array  # int32
+    steps: jax.Array  # int32
     fresh: jax.Array  # the query point is the answer, bool
     still: jax.Array  # steps in a row that rounding swallows, int32
     report: Report
@@ -71,7 +71,7 @@ def chain(transformation: optax.GradientTransformation) -> Method:
             start=start,
             start_value=as_scalar(jnp.inf),
             floor=as_scalar(-jnp.inf),
-            count=count,
+            steps=count,
             fresh=jnp.ones((), jnp.bool),
             still=count,
             report=empty_report(),
@@ -79,7 +79,7 @@ def chain(transformation: optax.GradientTransformation) -> Method:
 
     def update(composite: Composite, state: ChainState, evaluation: Evaluation, ending: Ending) -> ChainState:
         y, g, f, before = state.query, evaluation.gradient, evaluation.value, state.report
-        begins, unit = state.count == 0, rounding_unit(state.query)
+        begins, unit = state.steps == 0, rounding_unit(state.query)
         objective = f + as_scalar(composite.prox.value(y))
         updates, opt_state = tx.update(
             g, state.opt_state, y, value=f, grad=g, value_fn=composite.smooth, objective=objective
@@ -102,7 +102,7 @@ def chain(transformation: optax.GradientTransformation) -> Method:
             s = as_scalar(_field(opt_state, "step_size", None))
             z = composite.forward_backward(y, g, s)
             residual = jnp.sqrt(squared_norm(trees.difference(y, z))) / s
-        scale = scale_of(state.start, state.count, residual, before.scale)
+        scale = scale_of(state.start, state.steps, residual, before.scale)
         start_value = jnp.where(begins, objective, state.start_value)
         finite = jnp.isfinite(f) & jnp.isfinite(slope)
         better = objective < state.best_value
@@ -121,7 +121,7 @@ def chain(transformation: optax.GradientTransformation) -> Method:
         return ChainState(
             params=answer,
             query=trees.select(stops, answer, following),
-            opt_state=jax.tree.map(lambda new, old: jnp.where(stops, new, old), reset, opt_state),
+            opt_state=trees.select(stops, reset, opt_state),
             best=best,
             best_value=jnp.where(better, objective, state.best_value),
             previous_query=y,
@@ -130,7 +130,7 @@ def chain(transformation: optax.GradientTransformation) -> Method:
             start=state.start,
             start_value=start_value,
             floor=jnp.where(begins, lowest(f, slope, size, unit), state.floor),
-            count=increment(state.count),
+            steps=increment(state.steps),
             fresh=stops,
             still=still,
             report=Report(
@@ -153,6 +153,6 @@ def chain(transformation: optax.GradientTransformation) -> Method:
 
 def _field(opt_state: Any, name: str, default: Any) -> Any:
     try:
-        return cast("Any", optax.tree_utils.tree_get(opt_state, name, default))
+        return optax.tree_utils.tree_get(opt_state, name, default)
     except KeyError:  # more than one
         return default

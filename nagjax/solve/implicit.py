@@ -10,13 +10,13 @@ import numpy as np
 
 from nagjax import trees
 from nagjax.solve.composite import Composite
+from nagjax.solve.method import Report
 from nagjax.solve.solution import Solution
 from nagjax.types import PyTree
 
 Solver = Callable[[Composite, PyTree], Solution]
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def differentiable(solver: Solver, composite: Composite, rest: PyTree) -> Solution:
     """`solver(composite, rest)`, with derivatives of `params` and `value` in the arrays of `composite`.
 
@@ -30,15 +30,21 @@ def differentiable(solver: Solver, composite: Composite, rest: PyTree) -> Soluti
     depends on the active part alone, since D vanishes on the rest. The derivative of the value is that of F at a
     fixed x, by the envelope theorem. Everything else (`init`, `tol`, the step) has derivative zero.
     """
+    return cast("Any", _solved)(solver, composite, rest)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _solved(solver: Solver, composite: Composite, rest: PyTree) -> Solution:
     return solver(composite, rest)
 
 
-@differentiable.defjvp
+@_solved.defjvp
 def _jvp(solver: Solver, primals: Any, tangents: Any) -> tuple[Solution, Solution]:
     composite, rest = primals
     solution = differentiable(solver, composite, rest)
     x = solution.params
-    s = jax.lax.stop_gradient(solution.state.report.step_size)
+    report: Report = solution.state.report
+    s = jax.lax.stop_gradient(report.step_size)
     s = jnp.where(jnp.isfinite(s) & (s > 0), s, 1)
 
     def gradient(point: PyTree) -> PyTree:
@@ -47,7 +53,11 @@ def _jvp(solver: Solver, primals: Any, tangents: Any) -> tuple[Solution, Solutio
     slope, hessian = _linearized(gradient, x)
     one = jnp.ones_like(s)
     before = trees.combine((one, x), (-s, slope))
-    _, operator = _linearized(lambda point: composite.prox.prox(point, s), before)
+
+    def project(point: PyTree) -> PyTree:
+        return composite.prox.prox(point, s)
+
+    _, operator = _linearized(project, before)
 
     def gradient_step(v: PyTree) -> PyTree:
         return trees.combine((one, v), (-s, hessian(v)))
@@ -59,22 +69,27 @@ def _jvp(solver: Solver, primals: Any, tangents: Any) -> tuple[Solution, Solutio
     def forward_backward(data: Composite) -> PyTree:
         return data.forward_backward(x, data.evaluate(x).gradient, s)
 
-    _, moved = cast("Any", jax.jvp(forward_backward, (composite,), (tangents[0],)))
+    _, moved = cast("Any", jax.jvp)(forward_backward, (composite,), (tangents[0],))
     right = operator(gradient_step(moved))
     w = jax.lax.custom_linear_solve(normal, right, _conjugate_gradients, symmetric=True)
     dx = trees.combine((one, moved), (one, operator(w)))
-    _, dvalue = cast("Any", jax.jvp(lambda data: data.objective(x), (composite,), (tangents[0],)))
-    zero = jax.tree.map(_zero_tangent, solution)
+
+    def objective(data: Composite) -> jax.Array:
+        return data.objective(x)
+
+    _, dvalue = cast("Any", jax.jvp)(objective, (composite,), (tangents[0],))
+    zero: Solution = jax.tree.map(_zero_tangent, solution)
     return solution, zero._replace(params=dx, value=dvalue.astype(solution.value.dtype))
 
 
 def _linearized(function: Callable[[PyTree], PyTree], point: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
-    return cast("Any", jax.linearize(function, point))
+    return cast("Any", jax.linearize)(function, point)
 
 
 def _conjugate_gradients(matvec: Callable[[PyTree], PyTree], right: PyTree) -> PyTree:
-    size = sum(leaf.size for leaf in jax.tree.leaves(right))
-    tol = float(jnp.finfo(jnp.result_type(*jax.tree.leaves(right))).eps)
+    leaves: list[jax.Array] = jax.tree.leaves(right)
+    size = sum(leaf.size for leaf in leaves)
+    tol = float(jnp.finfo(jnp.result_type(*leaves)).eps)
     return cast("Any", jax.scipy.sparse.linalg.cg)(matvec, right, tol=tol, maxiter=10 * size + 100)[0]
 
 

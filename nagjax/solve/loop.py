@@ -63,7 +63,7 @@ def run(
         status=jnp.full((), RUNNING, jnp.int32),
         state=state,
         history=None if records is None else _empty(records),
-        aux=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), aux),
+        aux=jax.tree.map(_zeros, aux),
     )
     end = jax.lax.while_loop(unfinished, body, start)
     report: Report = end.state.report
@@ -107,5 +107,13 @@ def _record(
     value = evaluation.value + inner_product(evaluation.gradient, move) + as_scalar(composite.prox.value(z))
     value = value + squared_norm(move) / (2 * report.step_size)
     row = History(value, _relative(report), report.step_size, report.restarts)
+
     # The evaluation that closes a run of max_iters steps is out of range, and dropped.
-    return jax.tree.map(lambda column, x: column.at[index].set(x.astype(column.dtype), mode="drop"), history, row)
+    def write(column: jax.Array, x: jax.Array) -> jax.Array:
+        return column.at[index].set(x.astype(column.dtype), mode="drop")
+
+    return jax.tree.map(write, history, row)
+
+
+def _zeros(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    return jnp.zeros(leaf.shape, leaf.dtype)

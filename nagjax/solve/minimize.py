@@ -14,10 +14,10 @@ from jax.typing import ArrayLike
 from nagjax import checks, proximal, trees
 from nagjax.proximal.transform import check_prox
 from nagjax.scalars import as_scalar
+from nagjax.solve.accelerated import default
 from nagjax.solve.boosted import boosted
 from nagjax.solve.chain import chain
 from nagjax.solve.composite import Composite, hoisted
-from nagjax.solve.default import default
 from nagjax.solve.fista import backtracking, fixed_step
 from nagjax.solve.implicit import differentiable
 from nagjax.solve.loop import run
@@ -144,7 +144,7 @@ def _solve(composite: Composite, settings: _Settings, *, method: Any, records: i
         state = chosen.init(composite, params, start)
         return run(composite, chosen, state, tol=tol, max_iters=max_iters, records=records, progress=progress)
 
-    return cast("Solution", differentiable(solver, composite, settings))
+    return differentiable(solver, composite, settings)
 
 
 def _resolved(method: str | Method | optax.GradientTransformation) -> Method:
@@ -194,9 +194,10 @@ def _composite(
         checks.reject(
             "solve.minimize", "fun", "a function of the parameters", fun, "pass fun(params, *args)", TypeError
         )
-    if not isinstance(args, tuple):
+    given: Any = args
+    if not isinstance(given, tuple):
         remedy = "write args=(data,) for one argument"
-        checks.reject("solve.minimize", "args", "a tuple", type(args).__name__, remedy, TypeError)
+        checks.reject("solve.minimize", "args", "a tuple", type(given).__name__, remedy, TypeError)
     chosen = proximal.zero() if prox is None else prox
     check_prox("solve.minimize", chosen)
     composite = hoisted(Composite(fun, chosen, args, has_aux, duality_gap), params)
@@ -207,19 +208,20 @@ def _composite(
 
 
 def _check_scalar(composite: Composite, params: PyTree) -> None:
-    shape = cast("Any", jax.eval_shape(composite.fun, params, *composite.args))
+    found: Any = cast("Any", jax.eval_shape)(composite.fun, params, *composite.args)
     if composite.has_aux:
-        if not (isinstance(shape, tuple) and len(cast("tuple[Any, ...]", shape)) == 2):
+        parts = list(cast("Any", found)) if isinstance(found, tuple) else []
+        if len(parts) != 2:
             remedy = "return (value, aux), or leave has_aux out"
-            checks.reject("solve.minimize", "fun", "a function that returns a pair", shape, remedy, TypeError)
-        shape = shape[0]
-    if not hasattr(shape, "dtype") or shape.shape or not jnp.issubdtype(shape.dtype, jnp.floating):
+            checks.reject("solve.minimize", "fun", "a function that returns a pair", found, remedy, TypeError)
+        found = parts[0]
+    if not hasattr(found, "dtype") or found.shape or not jnp.issubdtype(found.dtype, jnp.floating):
         remedy = "sum over examples; with a pair (value, aux) pass has_aux=True"
-        checks.reject("solve.minimize", "fun", "a function that returns a real scalar", shape, remedy)
+        checks.reject("solve.minimize", "fun", "a function that returns a real scalar", found, remedy)
 
 
 def _check_fit(prox: proximal.Prox, params: PyTree) -> None:
-    found = cast("Any", jax.eval_shape(prox.prox, params, as_scalar(1.0)))
+    found = cast("Any", jax.eval_shape)(prox.prox, params, as_scalar(1.0))
     same = trees.structure(found) == trees.structure(params)
     if not same or [leaf.shape for leaf in trees.leaves(found)] != [leaf.shape for leaf in trees.leaves(params)]:
         remedy = "its operator has to return what it gets"

@@ -30,7 +30,7 @@ def push(pairs: Pairs, move: jax.Array, change: jax.Array, keep: jax.Array) -> P
 
     def write(rows: jax.Array, row: jax.Array) -> jax.Array:
         row = jnp.where(keep, row, rows[pairs.head])
-        return jax.lax.dynamic_update_index_in_dim(rows, row, pairs.head, 0)
+        return jnp.asarray(jax.lax.dynamic_update_index_in_dim(rows, row, pairs.head, 0))
 
     head = jnp.where(keep, (pairs.head + 1) % SIZE, pairs.head)
     return Pairs(write(pairs.moves, move), write(pairs.changes, change), head)
@@ -63,8 +63,9 @@ def multiply(pairs: Pairs, mask: jax.Array, vector: jax.Array) -> jax.Array:
     against = _product(basis, masked[None, :])[:, 0]
     s, y = order, order + SIZE
     sy, yy = products[s][:, y], products[y][:, y]
-    curvature = jnp.diagonal(sy)
-    norms = jnp.sqrt(jnp.diagonal(products[s][:, s]) * jnp.diagonal(yy))
+    squares: jax.Array = _diagonal(products)
+    curvature: jax.Array = _diagonal(sy)
+    norms = jnp.sqrt(squares[s] * squares[y])
     valid = curvature > CURVED * norms
     both = valid[:, None] & valid[None, :]
     identity = jnp.eye(SIZE, dtype=sy.dtype)
@@ -86,6 +87,10 @@ def multiply(pairs: Pairs, mask: jax.Array, vector: jax.Array) -> jax.Array:
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
     # Row by row; at full precision also where matrix units would round to 16 bits.
     return jax.lax.dot_general(a, b, (((1,), (1,)), ((), ())), precision="highest").astype(scalar_dtype())
+
+
+def _diagonal(matrix: jax.Array) -> jax.Array:
+    return cast("Any", jnp.diagonal)(matrix)
 
 
 def _solve(matrix: jax.Array, right: jax.Array, *, lower: bool) -> jax.Array:

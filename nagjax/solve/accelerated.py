@@ -20,7 +20,7 @@ MOST_REVERTS = 60  # in a row: the step size has fallen by 2^60
 STILL_STEPS = 10  # in a row that rounding swallows
 
 
-class DefaultState(NamedTuple):
+class AcceleratedState(NamedTuple):
     """State of `default`: six trees of the parameters' structure and scalars."""
 
     params: PyTree  # x, the answer
@@ -38,7 +38,7 @@ class DefaultState(NamedTuple):
     step_size: jax.Array  # s of the last step
     window: jax.Array  # the last two samples of curvature, shape (2,)
     t: jax.Array  # momentum number
-    count: jax.Array  # k, int32
+    steps: jax.Array  # k, int32
     fresh: jax.Array  # y is x, bool
     at_reference: jax.Array  # x is x_ref, bool
     paired: jax.Array  # y' and g' may be used, bool
@@ -67,11 +67,11 @@ def default() -> Method:
     return Method(init, update)
 
 
-def init(composite: Composite, params: PyTree, start: Start) -> DefaultState:
+def init(composite: Composite, params: PyTree, start: Start) -> AcceleratedState:
     """The state at the start; without a step size the first step is a tiny probe."""
     yes, no = jnp.ones((), jnp.bool), jnp.zeros((), jnp.bool)
     count = jnp.zeros((), jnp.int32)
-    return DefaultState(
+    return AcceleratedState(
         params=params,
         query=params,
         previous_query=params,
@@ -87,7 +87,7 @@ def init(composite: Composite, params: PyTree, start: Start) -> DefaultState:
         step_size=start.step_size,
         window=no_samples(),
         t=as_scalar(1.0),
-        count=count,
+        steps=count,
         fresh=yes,
         at_reference=no,
         paired=no,
@@ -97,11 +97,11 @@ def init(composite: Composite, params: PyTree, start: Start) -> DefaultState:
     )
 
 
-def update(composite: Composite, state: DefaultState, evaluation: Evaluation, ending: Ending) -> DefaultState:
+def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation, ending: Ending) -> AcceleratedState:
     """One step; the numbers are those of the recipe in BUILD_NOTES.md."""
     x, y, g, before = state.params, state.query, evaluation.gradient, state.report
     unit = rounding_unit(y)
-    begins = state.count == 0
+    begins = state.steps == 0
 
     # 1, 2: curvature and step.
     moved, changed = trees.difference(y, state.previous_query), trees.difference(g, state.previous_gradient)
@@ -126,18 +126,18 @@ def update(composite: Composite, state: DefaultState, evaluation: Evaluation, en
     back, forth = trees.difference(y, z), trees.difference(z, x)
     length, turn, size = inner_products((back, back), (back, forth), (z, z))
     residual = jnp.sqrt(length) / s
-    scale = scale_of(state.start, state.count, residual, before.scale)
-    error, scale = composite.error(y, evaluation, residual, scale)
-    settled = settles(state.fresh, error, scale, ending) & ~reverts
+    scale = scale_of(state.start, state.steps, residual, before.scale)
+    residual, scale = composite.error(y, evaluation, residual, scale)
+    settled = settles(state.fresh, residual, scale, ending) & ~reverts
 
     # 5, 6: momentum and restart.
     still = jnp.where(length <= unit**2 * size, increment(state.still), 0)
     reverted = jnp.where(improves & (model < state.reference_value), 0, state.reverts + reverts.astype(jnp.int32))
     finite = jnp.isfinite(evaluation.value) & jnp.isfinite(slope)
     stalled = (ending.tol > 0) & ((still >= STILL_STEPS) | (finite & (reverted > MOST_REVERTS)))
-    restarts = (turn >= 0) | stalled | lands(error, scale, ending)
+    restarts = (turn >= 0) | stalled | lands(residual, scale, ending)
     t = (1 + jnp.sqrt(1 + 4 * jnp.where(begins, 1, state.step_size / s) * state.t**2)) / 2
-    cautious = (before.restarts == 0) & (state.count <= FISTA_STEPS)
+    cautious = (before.restarts == 0) & (state.steps <= FISTA_STEPS)
     momentum = jnp.where(restarts, 0, jnp.where(cautious, (state.t - 1) / t, 1))
     correction = jnp.where(cautious & ~restarts, 0.5 * state.t / t, 0)
     extrapolated = trees.combine((jnp.ones_like(s), z), (momentum, forth), (-correction, back))
@@ -164,7 +164,7 @@ def update(composite: Composite, state: DefaultState, evaluation: Evaluation, en
         overshot=jnp.zeros((), jnp.bool),
         broken=(begins & ~finite) | (~finite & (reverted > MOST_REVERTS)),
     )
-    return DefaultState(
+    return AcceleratedState(
         params=params,
         query=trees.select(reverts, reference, trees.select(settled, x, extrapolated)),
         previous_query=y,
@@ -180,7 +180,7 @@ def update(composite: Composite, state: DefaultState, evaluation: Evaluation, en
         step_size=jnp.where(reverts, s / 2, s),
         window=window,
         t=jnp.where(fresh, 1, t),
-        count=increment(state.count),
+        steps=increment(state.steps),
         fresh=fresh,
         at_reference=reverts,
         paired=~reverts,
