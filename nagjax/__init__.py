@@ -3,10 +3,15 @@
 import importlib
 from types import ModuleType
 
+from nagjax import adaptive as adaptive
 from nagjax import conventions as conventions
 from nagjax import momentum as momentum
+from nagjax import proximal as proximal
 from nagjax import restart as restart
+from nagjax import step_sizes as step_sizes
 from nagjax import storage as storage
+from nagjax.adaptive import acfgm as acfgm
+from nagjax.adaptive import adgd as adgd
 from nagjax.answers import eval_params as eval_params
 from nagjax.answers import reset_momentum as reset_momentum
 from nagjax.answers import velocity as velocity
@@ -23,7 +28,7 @@ from nagjax.types import Storage as Storage
 
 __version__ = "0.1.0"
 
-_LAZY = ("models", "problems", "theory")
+_LAZY = ("interop", "models", "problems", "solve", "theory")
 
 
 def __getattr__(name: str) -> ModuleType:

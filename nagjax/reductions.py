@@ -4,6 +4,7 @@ Every global scalar of nagjax goes through this pair. Under `jit` with sharded a
 stand; inside `shard_map` or `pmap` a tree holds one shard only, so the sum over devices needs `axis_name`.
 """
 
+import functools
 from collections.abc import Hashable
 from typing import Any, cast
 
@@ -54,12 +55,20 @@ def inner_products(*pairs: tuple[PyTree, PyTree]) -> list[jax.Array]:
                 small[row].append(_products(left, right).astype(scalar_dtype()).reshape(-1))
             else:
                 totals[row] += _leaf_product(left, right)
-    if small[0]:
-        rows = [jnp.concatenate(parts) if len(parts) > 1 else parts[0] for parts in small]
-        zero = jnp.zeros((), scalar_dtype())
-        sums = cast("list[jax.Array]", jax.lax.reduce(rows, [zero] * len(rows), _add_all, (0,)))
-        totals = [jnp.add(total, part) for total, part in zip(totals, sums, strict=True)]
-    return totals
+    if not small[0]:
+        return totals
+    vectors = [jnp.concatenate(parts) if len(parts) > 1 else parts[0] for parts in small]
+    whole = vectors[0].size // _ROWS * _ROWS
+    # Sums of a few long rows are vectorized; what is left is one pass over all pairs, in which their sums do not wait
+    # for each other.
+    folded = [jnp.concatenate([_fold(v[:whole].reshape(_ROWS, -1)), v[whole:]]) for v in vectors]
+    zero = jnp.zeros((), scalar_dtype())
+    sums = cast("list[jax.Array]", jax.lax.reduce(folded, [zero] * len(folded), _add_all, (0,)))
+    return [jnp.add(total, part) for total, part in zip(totals, sums, strict=True)]
+
+
+def _fold(rows: jax.Array) -> jax.Array:
+    return functools.reduce(jnp.add, list(rows))
 
 
 def _add_all(totals: list[jax.Array], parts: list[jax.Array]) -> list[jax.Array]:

@@ -79,8 +79,9 @@ def speed(axis_name: AxisName | None = None, *, k_min: int = 2) -> Restart:
 def value() -> Restart:
     """The function test: restart when the value of the objective at `params` has risen since the last update.
 
-    Needs `value=` in every update. The first comparison after a restart is with infinity. Not for constrained
-    problems, where the objective at the query point may be infinite.
+    Needs `value=` in every update; for composite functions `objective=`, f + h at `params`, which comes before
+    `value`. The first comparison after a restart is with infinity. Not for constrained problems, where the objective
+    at the query point may be infinite.
 
     Returns:
         A test with one scalar of state, the last value.
@@ -92,7 +93,8 @@ def value() -> Restart:
     def init() -> jax.Array:
         return jnp.full((), jnp.inf, scalar_dtype())
 
-    def test(last: jax.Array, *, value: Any = None, **_: Any) -> tuple[jax.Array, jax.Array]:
+    def test(last: jax.Array, *, value: Any = None, objective: Any = None, **_: Any) -> tuple[jax.Array, jax.Array]:
+        value = value if objective is None else objective
         if value is None:
             checks.reject("restart.value", "value", "given to every update", value, "pass `value=loss` to `update`")
         if jnp.shape(value):

@@ -83,33 +83,41 @@ class _FistaCarry(NamedTuple):
 def fista() -> Momentum:
     """Nesterov's method with FISTA's momentum b_k = (t_k - 1)/t_{k+1}, t_1 = 1, t_{k+1} = (1 + sqrt(1 + 4 t_k^2))/2.
 
+    Where the step size changes, the keyword argument `step_ratio` of `update`, r = s_k / s_{k+1}, corrects the
+    sequence: t_{k+1} = (1 + sqrt(1 + 4 r t_k^2))/2. The wrappers of `nagjax.step_sizes` give it.
+
     Returns:
         A rule with two scalars of state.
 
     Guarantee:
         For convex, L-smooth f and step 1/L, f(x_N) - f* <= L R^2 / (2 t_N^2) <= 2 L R^2 / (N + 1)^2 at the answer,
-        R = |x_0 - x*|.
+        R = |x_0 - x*|. With corrected changes of a step that passes the descent test, f(x_k) - f* <=
+        R^2 / (2 s_k t_k^2).
 
     Source:
         A. Beck and M. Teboulle, "A fast iterative shrinkage-thresholding algorithm for linear inverse problems",
-        2009, equations (4.1) to (4.3) and Theorem 4.4.
+        2009, equations (4.1) to (4.3) and Theorem 4.4; for changing steps K. Scheinberg, D. Goldfarb and X. Bai,
+        "Fast first-order methods for composite convex optimization with backtracking", 2014.
     """
 
     def init() -> _FistaCarry:
         dtype = scalar_dtype()
         return _FistaCarry(t=jnp.ones((), dtype), momentum=jnp.zeros((), dtype))
 
-    def following(carry: _FistaCarry, **_: Any) -> tuple[Coefficients, _FistaCarry]:
-        t = next_t(carry.t)
+    def following(
+        carry: _FistaCarry, *, step_ratio: ArrayLike | None = None, **_: Any
+    ) -> tuple[Coefficients, _FistaCarry]:
+        t = next_t(carry.t, step_ratio)
         gain = (carry.t - 1) / t
         return Coefficients(carry.momentum, 1.0, gain, gain), _FistaCarry(t, gain)
 
     return Momentum(init, following, nesterov=True)
 
 
-def next_t(t: jax.Array) -> jax.Array:
-    """FISTA's recursion t -> (1 + sqrt(1 + 4 t^2))/2."""
-    return (1 + jnp.sqrt(1 + 4 * t**2)) / 2
+def next_t(t: jax.Array, step_ratio: ArrayLike | None = None) -> jax.Array:
+    """FISTA's recursion t -> (1 + sqrt(1 + 4 r t^2))/2, r = 1 where no ratio of step sizes is given."""
+    square = 4 * t**2
+    return (1 + jnp.sqrt(1 + (square if step_ratio is None else as_scalar(step_ratio) * square))) / 2
 
 
 def polynomial(a: ArrayLike = 2.0) -> Momentum:

@@ -26,11 +26,14 @@ class Prox:
             and dtypes of `params`; `step_size` is a positive scalar.
         separable: Whether h is a sum over single (real) coordinates, so that the derivative of the operator is
             diagonal. `solve.minimize(method="boosted")` makes use of it.
+        constraint: Whether h is 0 on a set and infinite elsewhere, so that its value need not be taken after its
+            operator.
     """
 
     value: Callable[[PyTree], jax.Array]
     prox: Callable[[PyTree, ArrayLike], PyTree]
     separable: bool = dataclasses.field(default=False, metadata={"static": True})
+    constraint: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def __post_init__(self) -> None:
         for name in ("value", "prox"):

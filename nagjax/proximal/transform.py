@@ -59,13 +59,15 @@ def step(prox: Prox, step_size: ArrayLike | Schedule | None = None) -> optax.Gra
     if step_size is not None and not callable(step_size):
         checks.positive("proximal.step", "step_size", step_size, "give the step size that scales the gradient")
 
-    def init(params: PyTree) -> ProximalStepState:
+    def init(params: PyTree) -> optax.OptState:
         del params
+        if step_size is None:
+            return optax.EmptyState()  # the wrapper's state has the step size
         return ProximalStepState(jnp.zeros((), jnp.int32), jnp.zeros((), scalar_dtype()))
 
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
-    ) -> tuple[PyTree, ProximalStepState]:
+    ) -> tuple[PyTree, optax.OptState]:
         if params is None:
             remedy = "the proximal operator acts on them: call `update(gradients, state, params)`"
             checks.reject("proximal.step", "params", "passed to update", None, remedy)
@@ -87,7 +89,8 @@ def step(prox: Prox, step_size: ArrayLike | Schedule | None = None) -> optax.Gra
             return (z - y.astype(z.dtype)).astype(u.dtype)
 
         proposed = prox.prox(trees.map_present(forward, updates, params), s)
-        return trees.map_present(difference, updates, params, proposed), ProximalStepState(increment(state.count), s)
+        updates = trees.map_present(difference, updates, params, proposed)
+        return updates, state if step_size is None else ProximalStepState(increment(state.count), s)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -97,4 +100,3 @@ def check_prox(function: str, prox: object) -> None:
     if not isinstance(prox, Prox):
         remedy = "take one from nagjax.proximal, or write Prox(value, prox)"
         checks.reject(function, "prox", "a nagjax.proximal.Prox", prox, remedy, TypeError)
-

@@ -173,7 +173,8 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
         start=state.start,
         start_size=state.start_size,
         floor=floor,
-        nonsmooth=as_scalar(composite.prox.value(params)),
+        # The start may violate a constraint.
+        nonsmooth=jnp.where(reverts & jnp.isinf(reference_value), jnp.inf, composite.nonsmooth(params)),
         reference_value=reference_value,
         reference_residual=reference_residual,
         slack=jnp.where(reverts, 10 * state.slack, state.slack),

@@ -210,7 +210,7 @@ def _visit(composite: Composite, state: BoostedState, evaluation: Evaluation, en
             query=trees.select(leaves, base.proposal, following),
             previous_query=base.point,
             previous_gradient=base.gradient,
-            nonsmooth=as_scalar(composite.prox.value(base.proposal)),
+            nonsmooth=composite.nonsmooth(base.proposal),
             step_size=s,
             window=jnp.where(leaves, no_samples(), main.window),
             t=as_scalar(1.0),
@@ -237,7 +237,7 @@ def _proposed(composite: Composite, u: PyTree, gradient: PyTree, value: jax.Arra
     z = composite.forward_backward(u, gradient, s)
     move = trees.difference(z, u)
     slope, squared = inner_products((gradient, move), (move, move))
-    envelope = value + slope + squared / (2 * s) + as_scalar(composite.prox.value(z))
+    envelope = value + slope + squared / (2 * s) + composite.nonsmooth(z)
     return _Base(u, gradient, value, z, envelope, squared)
 
 

@@ -66,6 +66,10 @@ class Composite:
         """F at a point."""
         return self.smooth(params) + as_scalar(self.prox.value(params))
 
+    def nonsmooth(self, proposal: PyTree) -> jax.Array:
+        """h at a point that its operator has returned."""
+        return as_scalar(0.0) if self.prox.constraint else as_scalar(self.prox.value(proposal))
+
     def forward_backward(self, params: PyTree, gradient: PyTree, step_size: jax.Array) -> PyTree:
         """prox_{s h}(params - s * gradient)."""
         one = jnp.ones_like(step_size)
@@ -94,7 +98,9 @@ def hoisted(composite: Composite, params: PyTree) -> Composite:
     return dataclasses.replace(
         composite,
         fun=convert(composite.fun, params, *composite.args),
-        prox=proximal.Prox(convert(prox.value, params), convert(prox.prox, params, as_scalar(1.0)), prox.separable),
+        prox=dataclasses.replace(
+            prox, value=convert(prox.value, params), prox=convert(prox.prox, params, as_scalar(1.0))
+        ),
     )
 
 

@@ -12,6 +12,7 @@ from nagjax import trees
 from nagjax.solve.composite import Composite
 from nagjax.solve.method import Report
 from nagjax.solve.solution import Solution
+from nagjax.step_sizes.pairs import rounding_unit
 from nagjax.types import PyTree
 
 Solver = Callable[[Composite, PyTree], Solution]
@@ -89,7 +90,7 @@ def _linearized(function: Callable[[PyTree], PyTree], point: PyTree) -> tuple[Py
 def _conjugate_gradients(matvec: Callable[[PyTree], PyTree], right: PyTree) -> PyTree:
     leaves: list[jax.Array] = jax.tree.leaves(right)
     size = sum(leaf.size for leaf in leaves)
-    tol = float(jnp.finfo(jnp.result_type(*leaves)).eps)
+    tol = rounding_unit(right)
     return cast("Any", jax.scipy.sparse.linalg.cg)(matvec, right, tol=tol, maxiter=10 * size + 100)[0]
 
 

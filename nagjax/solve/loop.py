@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from nagjax import trees
 from nagjax.reductions import inner_product, squared_norm
-from nagjax.scalars import as_scalar, increment, scalar_dtype
+from nagjax.scalars import increment, scalar_dtype
 from nagjax.solve.composite import Composite, Evaluation
 from nagjax.solve.method import Ending, Method, Report, meets
 from nagjax.solve.progress import show
@@ -104,7 +104,7 @@ def _record(
     report: Report = state.report
     z = state.params
     move = trees.difference(z, query)
-    value = evaluation.value + inner_product(evaluation.gradient, move) + as_scalar(composite.prox.value(z))
+    value = evaluation.value + inner_product(evaluation.gradient, move) + composite.nonsmooth(z)
     value = value + squared_norm(move) / (2 * report.step_size)
     row = History(value, _relative(report), report.step_size, report.restarts)
 

@@ -213,7 +213,9 @@ def _check_scalar(composite: Composite, params: PyTree) -> None:
         parts = list(cast("Any", found)) if isinstance(found, tuple) else []
         if len(parts) != 2:
             remedy = "return (value, aux), or leave has_aux out"
-            checks.reject("solve.minimize", "fun", "a function that returns a pair", found, remedy, TypeError)
+            checks.reject(
+                "solve.minimize", "fun", "a function that returns a pair", cast("object", found), remedy, TypeError
+            )
         found = parts[0]
     if not hasattr(found, "dtype") or found.shape or not jnp.issubdtype(found.dtype, jnp.floating):
         remedy = "sum over examples; with a pair (value, aux) pass has_aux=True"

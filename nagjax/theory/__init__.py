@@ -1,8 +1,10 @@
 """Closed forms, worst cases and reference loops, in NumPy alone: what the tests hold the library to."""
 
+from nagjax.theory import adaptive_loops as adaptive_loops
 from nagjax.theory import bounds as bounds
 from nagjax.theory import convex_loops as convex_loops
 from nagjax.theory import polynomials as polynomials
+from nagjax.theory import proximal_loops as proximal_loops
 from nagjax.theory import responses as responses
 from nagjax.theory import restart_loops as restart_loops
 from nagjax.theory import sequences as sequences

@@ -74,7 +74,7 @@ def test_import_loads_neither_flax_nor_the_lazy_modules_nor_a_device():
     code = (
         "import sys, nagjax; from jax._src import xla_bridge\n"
         "optimizers = nagjax.nesterov(0.1), nagjax.item(2.0, 1.0), nagjax.triple_momentum(2.0, 1.0), nagjax.ogm(1.0)\n"
-        "loaded = [m for m in ('flax', 'nagjax.models', 'nagjax.problems', 'nagjax.theory') if m in sys.modules]\n"
+        "loaded = [m for m in ('flax', 'nagjax.models', 'nagjax.problems', 'nagjax.solve', 'nagjax.theory') if m in sys.modules]\n"
         "print(loaded, xla_bridge.backends_are_initialized())\n"
         "print(nagjax.theory.__name__, nagjax.problems.__name__)"
     )
@@ -84,7 +84,8 @@ def test_import_loads_neither_flax_nor_the_lazy_modules_nor_a_device():
 
 def test_the_public_surface_is_the_designed_one():
     surface = "accelerate eval_params reset_momentum velocity Coefficients Momentum Restart Storage"
-    methods = "nesterov fista ogm triple_momentum item conventions momentum restart storage theory problems models"
-    assert {*surface.split(), *methods.split()} <= set(dir(nagjax))
+    methods = "nesterov fista ogm triple_momentum item acfgm adgd conventions momentum restart storage proximal"
+    lazy = "step_sizes adaptive solve interop theory problems models"
+    assert {*surface.split(), *methods.split(), *lazy.split()} <= set(dir(nagjax))
     with pytest.raises(AttributeError, match="no attribute 'nestrov'"):
         _ = nagjax.nestrov
