@@ -6,10 +6,11 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 
 from nagjax import proximal, trees
-from nagjax.scalars import as_scalar
+from nagjax.scalars import as_scalar, scalar_dtype
 from nagjax.types import PyTree
 
 
@@ -90,7 +91,7 @@ def hoisted(composite: Composite, params: PyTree) -> Composite:
 
     def convert(function: Any, *example: Any) -> Any:
         if jax.tree.leaves(function):
-            return function
+            return function  # an operator of nagjax, whose numbers are leaves
         converted, closed_over = cast("Any", jax.closure_convert(function.func, *example))
         return Partial(_ClosedOverFirst(converted, len(closed_over)), *closed_over) if closed_over else function
 
@@ -99,7 +100,7 @@ def hoisted(composite: Composite, params: PyTree) -> Composite:
         composite,
         fun=convert(composite.fun, params, *composite.args),
         prox=dataclasses.replace(
-            prox, value=convert(prox.value, params), prox=convert(prox.prox, params, as_scalar(1.0))
+            prox, value=convert(prox.value, params), prox=convert(prox.prox, params, np.ones((), scalar_dtype()))
         ),
     )
 

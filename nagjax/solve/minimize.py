@@ -1,9 +1,8 @@
 """`minimize`, the solver for f + h."""
 
 import functools
-import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +11,16 @@ import optax
 from jax.typing import ArrayLike
 
 from nagjax import checks, proximal, trees
-from nagjax.proximal.transform import check_prox
 from nagjax.scalars import as_scalar
 from nagjax.solve.accelerated import default
+from nagjax.solve.arguments import check_iterations, check_method, check_numbers, check_problem, check_shapes
 from nagjax.solve.boosted import boosted
 from nagjax.solve.chain import chain
 from nagjax.solve.composite import Composite, hoisted
 from nagjax.solve.fista import backtracking, fixed_step
 from nagjax.solve.implicit import differentiable
 from nagjax.solve.loop import run
-from nagjax.solve.method import Method, Start, unknown
+from nagjax.solve.method import Method, Report, Start
 from nagjax.solve.solution import Solution, SolveError, Status
 from nagjax.transform import check_floating
 from nagjax.types import PyTree
@@ -102,23 +101,23 @@ def minimize(
         >>> bool(solution.converged) and bool(solution.params[0] == 0)
         True
     """
-    checks.nonnegative("solve.minimize", "tol", tol, "typical values are 1e-3 to 1e-9; 0 never stops early")
-    records = _checked_iterations(max_iters, history)
+    check_numbers(tol, step_size)
+    check_method(method, step_size, METHODS)
+    records = check_iterations(max_iters, history)
+    first_step: ArrayLike = 0.0
+    scale: ArrayLike = 0.0
+    if isinstance(init, Solution):
+        report: Report = init.state.report
+        init, first_step, scale = init.params, report.step_size, report.scale
+    check_floating("solve.minimize", init)
     if step_size is not None:
-        checks.positive("solve.minimize", "step_size", step_size, "leave it out, or give about 1 / L")
-    _check_method(method, step_size)
-    given, start = _unpacked(init)
-    params = trees.as_arrays(given)
-    check_floating("solve.minimize", params)
-    params = jax.tree.map(_widened, params)
-    if step_size is not None:
-        start = start._replace(step_size=as_scalar(step_size))
+        first_step = step_size
     elif isinstance(method, str):
         method = WITHOUT_STEP.get(method, METHODS[method])
-    composite = _composite(fun, params, args, prox, has_aux, duality_gap)
-    settings = _Settings(params, start, as_scalar(tol), jnp.asarray(max_iters))
-    solution = cast("Solution", _solve(composite, settings, method=method, records=records, progress=progress))
-    solution = solution._replace(params=jax.tree.map(_narrowed, solution.params, trees.as_arrays(given)))
+    composite = hoisted(check_problem(fun, args, prox, has_aux, duality_gap), init)
+    solution: Solution = cast("Any", _compiled)(
+        composite, init, first_step, scale, tol, max_iters, method=method, records=records, progress=progress
+    )
     if throw:
         if not checks.is_known(solution.status):
             remedy = "check Solution.status outside of the transformation"
@@ -128,23 +127,35 @@ def minimize(
     return solution
 
 
-class _Settings(NamedTuple):
-    params: PyTree
-    start: Start
-    tol: jax.Array
-    max_iters: jax.Array
-
-
-@functools.partial(jax.jit, static_argnames=("method", "records", "progress"))
-def _solve(composite: Composite, settings: _Settings, *, method: Any, records: int | None, progress: bool) -> Solution:
+def _solve(
+    composite: Composite,
+    init: PyTree,
+    first_step: ArrayLike,
+    scale: ArrayLike,
+    tol: ArrayLike,
+    max_iters: ArrayLike,
+    *,
+    method: str | Method | optax.GradientTransformation,
+    records: int | None,
+    progress: bool,
+) -> Solution:
+    """The compiled part of `minimize`; what can be checked of shapes is checked here, once for each compilation."""
+    init = trees.as_arrays(init)
+    params = trees.map_present(_widened, init)
+    check_shapes(composite, params)
+    start = Start(as_scalar(first_step), as_scalar(scale))
     chosen = _resolved(method)
 
-    def solver(composite: Composite, settings: _Settings) -> Solution:
-        params, start, tol, max_iters = settings
+    def solver(composite: Composite, rest: Any) -> Solution:
+        params, start, tol, max_iters = rest
         state = chosen.init(composite, params, start)
         return run(composite, chosen, state, tol=tol, max_iters=max_iters, records=records, progress=progress)
 
-    return differentiable(solver, composite, settings)
+    solution = differentiable(solver, composite, (params, start, as_scalar(tol), jnp.asarray(max_iters)))
+    return solution._replace(params=trees.map_present(_as_dtype_of, solution.params, init))
+
+
+_compiled = functools.partial(jax.jit, static_argnames=("method", "records", "progress"))(_solve)
 
 
 def _resolved(method: str | Method | optax.GradientTransformation) -> Method:
@@ -153,86 +164,9 @@ def _resolved(method: str | Method | optax.GradientTransformation) -> Method:
     return method if isinstance(method, Method) else chain(method)
 
 
-def _check_method(method: Any, step_size: ArrayLike | None) -> None:
-    if not isinstance(method, str | Method | optax.GradientTransformation):
-        remedy = f"give one of {', '.join(METHODS)}, an Optax chain or a solve.Method"
-        checks.reject("solve.minimize", "method", "a method", method, remedy, TypeError)
-    if isinstance(method, str) and method not in METHODS:
-        remedy = "or pass an Optax chain such as nagjax.ogm(L)"
-        checks.reject("solve.minimize", "method", f"one of {', '.join(METHODS)}", method, remedy)
-    if step_size is not None and isinstance(method, optax.GradientTransformation):
-        remedy = "the chain has its own"
-        checks.reject("solve.minimize", "step_size", "None for an Optax chain", step_size, remedy)
-
-
-def _checked_iterations(max_iters: Any, history: bool) -> int | None:
-    if checks.is_known(max_iters):
-        checks.whole("solve.minimize", "max_iters", operator.index(max_iters), 0, "give the most steps to make")
-        return int(max_iters) if history else None
-    if history:
-        remedy = "its arrays need a length: pass an integer, or history=False"
-        checks.reject("solve.minimize", "max_iters", "known when history is asked for", max_iters, remedy)
-    return None
-
-
-def _unpacked(init: PyTree | Solution) -> tuple[PyTree, Start]:
-    if not isinstance(init, Solution):
-        return init, unknown()
-    report = init.state.report
-    return init.params, Start(step_size=report.step_size, scale=report.scale)
-
-
-def _composite(
-    fun: Callable[..., Any],
-    params: PyTree,
-    args: tuple[Any, ...],
-    prox: proximal.Prox | None,
-    has_aux: bool,
-    duality_gap: Callable[..., ArrayLike] | None,
-) -> Composite:
-    if not callable(fun):
-        checks.reject(
-            "solve.minimize", "fun", "a function of the parameters", fun, "pass fun(params, *args)", TypeError
-        )
-    given: Any = args
-    if not isinstance(given, tuple):
-        remedy = "write args=(data,) for one argument"
-        checks.reject("solve.minimize", "args", "a tuple", type(given).__name__, remedy, TypeError)
-    chosen = proximal.zero() if prox is None else prox
-    check_prox("solve.minimize", chosen)
-    composite = hoisted(Composite(fun, chosen, args, has_aux, duality_gap), params)
-    _check_scalar(composite, params)
-    if prox is not None:
-        _check_fit(composite.prox, params)
-    return composite
-
-
-def _check_scalar(composite: Composite, params: PyTree) -> None:
-    found: Any = cast("Any", jax.eval_shape)(composite.fun, params, *composite.args)
-    if composite.has_aux:
-        parts = list(cast("Any", found)) if isinstance(found, tuple) else []
-        if len(parts) != 2:
-            remedy = "return (value, aux), or leave has_aux out"
-            checks.reject(
-                "solve.minimize", "fun", "a function that returns a pair", cast("object", found), remedy, TypeError
-            )
-        found = parts[0]
-    if not hasattr(found, "dtype") or found.shape or not jnp.issubdtype(found.dtype, jnp.floating):
-        remedy = "sum over examples; with a pair (value, aux) pass has_aux=True"
-        checks.reject("solve.minimize", "fun", "a function that returns a real scalar", found, remedy)
-
-
-def _check_fit(prox: proximal.Prox, params: PyTree) -> None:
-    found = cast("Any", jax.eval_shape)(prox.prox, params, as_scalar(1.0))
-    same = trees.structure(found) == trees.structure(params)
-    if not same or [leaf.shape for leaf in trees.leaves(found)] != [leaf.shape for leaf in trees.leaves(params)]:
-        remedy = "its operator has to return what it gets"
-        checks.reject("solve.minimize", "prox", "a Prox for parameters of this structure", found, remedy)
-
-
 def _widened(leaf: jax.Array) -> jax.Array:
     return leaf.astype(trees.compute_dtype(leaf.dtype))
 
 
-def _narrowed(leaf: jax.Array, like: jax.Array) -> jax.Array:
+def _as_dtype_of(leaf: jax.Array, like: jax.Array) -> jax.Array:
     return leaf.astype(like.dtype)
