@@ -81,7 +81,7 @@ def greedy_fista(
         >>> f = lambda x: jnp.sum(jnp.array([1.0, 100.0]) * x**2) / 2
         >>> tx, params = adaptive.greedy_fista(100.0), jnp.array([1.0, 1.0])
         >>> state = tx.init(params)
-        >>> for _ in range(100):
+        >>> for _ in range(300):
         ...     updates, state = tx.update(jax.grad(f)(params), state, params)
         ...     params = optax.apply_updates(params, updates)
         >>> bool(f(nagjax.eval_params(params, state)) < 1e-6)

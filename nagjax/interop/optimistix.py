@@ -115,9 +115,10 @@ class AcceleratedProximalGradient(_Minimiser):
         function = "AcceleratedProximalGradient"
         checks.nonnegative(function, "rtol", rtol, "typical values are 1e-3 to 1e-9")
         checks.nonnegative(function, "atol", atol, "0 leaves the relative tolerance alone")
-        if not isinstance(method, str | Method | optax.GradientTransformation):
+        given: Any = method
+        if not isinstance(given, str | Method | optax.GradientTransformation):
             remedy = f"give one of {', '.join(METHODS)}, an Optax chain or a solve.Method"
-            checks.reject(function, "method", "a method", method, remedy, TypeError)
+            checks.reject(function, "method", "a method", given, remedy, TypeError)
         if isinstance(method, str) and method not in METHODS:
             checks.reject(function, "method", f"one of {', '.join(METHODS)}", method, "or pass an Optax chain")
         prox = proximal.zero() if prox is None else prox
@@ -202,7 +203,8 @@ class AcceleratedProximalGradient(_Minimiser):
         value, residual, aux = cast("Any", jax.lax.cond(report.settled, known, looked))
         stats = {
             "value": value,
-            "residual": jnp.where(residual == 0, 0, residual / report.scale),
+            # Without a step the start is measured by itself.
+            "residual": jnp.where(residual == 0, 0, residual / jnp.where(state.steps == 0, residual, report.scale)),
             "evaluations": state.steps + (~report.settled).astype(jnp.int32) + extra,
             "step_size": report.step_size,
             "restarts": report.restarts,
@@ -224,7 +226,7 @@ class ProximalAdjoint(_Adjoint):
 
     Those of `solve.minimize`: of `Solution.value` in `args`, in what fn closes over and in the arrays of the prox,
     forward and reverse, without a matrix. Derivatives of anything else (stats, aux, state) are zero. The solver has to
-    be an `AcceleratedProximalGradient`.
+    be an `AcceleratedProximalGradient`; derivatives through its steps (`RecursiveCheckpointAdjoint`) do not exist.
 
     Raises:
         ImportError: Optimistix is not installed.
@@ -237,7 +239,8 @@ class ProximalAdjoint(_Adjoint):
         fn, solver, y0, args, options, *others = inputs
         if not isinstance(solver, AcceleratedProximalGradient):
             remedy = "use optimistix.ImplicitAdjoint for solvers without a prox"
-            checks.reject("ProximalAdjoint", "solver", "an AcceleratedProximalGradient", solver, remedy, TypeError)
+            found = type(solver).__name__
+            checks.reject("ProximalAdjoint", "solver", "an AcceleratedProximalGradient", found, remedy, TypeError)
         options = {**options, DERIVATIVE: "implicit"}
         arrays, constants = _equinox.partition((fn, args), _equinox.is_array)
         rest, settings = _equinox.partition((solver, y0, options, *others), _equinox.is_array)
@@ -249,9 +252,9 @@ class ProximalAdjoint(_Adjoint):
         def run(composite: Composite, rest: PyTree) -> Solution:
             fn, args = _equinox.combine(cast("Any", composite.fun).args[0], constants)
             solver, y0, options, *others = _equinox.combine(rest, settings)
-            solver = _equinox.tree_at(lambda s: s.prox, solver, composite.prox)
+            solver = _equinox.tree_at(_prox_of, solver, composite.prox)
             value, report = primal_fn((fn, solver, y0, args, options, *others, _while_loop))
-            report = jax.tree.map(jnp.asarray, report)
+            report = jax.tree.map(_as_array, report)
             num_steps, _, state, *_, stats = report
             return Solution(
                 params=value,
@@ -266,8 +269,16 @@ class ProximalAdjoint(_Adjoint):
             )
 
         composite = Composite(Partial(objective, arrays), solver.prox, has_aux=True)
-        solution = cast("Solution", differentiable(run, composite, rest))
+        solution = differentiable(run, composite, rest)
         return solution.params, solution.aux
+
+
+def _prox_of(solver: AcceleratedProximalGradient) -> proximal.Prox:
+    return solver.prox
+
+
+def _as_array(leaf: Any) -> jax.Array:
+    return jnp.asarray(leaf)
 
 
 def _while_loop(

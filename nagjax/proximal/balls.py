@@ -77,7 +77,7 @@ def simplex(radius: Any = 1.0, axis: Any = None) -> Prox:
     if axis is not None and (isinstance(axis, bool) or not isinstance(axis, int)):
         remedy = "name the axis along which entries sum to the radius"
         checks.reject("proximal.simplex", "axis", "None or an integer", axis, remedy, TypeError)
-    return Prox(bind(_simplex_value, radius, axis=axis), bind(_simplex_prox, radius, axis=axis))
+    return Prox(bind(_simplex_value, radius, axis=axis), bind(_simplex_prox, radius, axis=axis), constraint=True)
 
 
 def _negated(x: jax.Array) -> jax.Array:
@@ -133,7 +133,7 @@ def l1_ball(radius: Any = 1.0) -> Prox:
         As `simplex`, Figure 2.
     """
     checks.nonnegative("proximal.l1_ball", "radius", radius, "give the largest sum of moduli")
-    return Prox(bind(_l1_ball_value, radius), bind(_l1_ball_prox, radius))
+    return Prox(bind(_l1_ball_value, radius), bind(_l1_ball_prox, radius), constraint=True)
 
 
 def _l1_ball_value(radius: Any, params: PyTree) -> jax.Array:
@@ -168,7 +168,7 @@ def l2_ball(radius: Any = 1.0) -> Prox:
         ValueError: `radius` is negative or not finite.
     """
     checks.nonnegative("proximal.l2_ball", "radius", radius, "give the largest norm")
-    return Prox(bind(_l2_ball_value, radius), bind(_l2_ball_prox, radius))
+    return Prox(bind(_l2_ball_value, radius), bind(_l2_ball_prox, radius), constraint=True)
 
 
 def _l2_ball_value(radius: Any, params: PyTree) -> jax.Array:

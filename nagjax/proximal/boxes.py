@@ -40,7 +40,7 @@ def box(lower: PyTree, upper: PyTree) -> Prox:
     check("proximal.box", "lower", lower, "less than infinity", lambda v: v < np.inf, _REMEDY)
     check("proximal.box", "upper", upper, "more than minus infinity", lambda v: v > -np.inf, _REMEDY)
     _check_order(lower, upper)
-    return Prox(bind(_box_value, lower, upper), bind(_box_prox, lower, upper), separable=True)
+    return Prox(bind(_box_value, lower, upper), bind(_box_prox, lower, upper), separable=True, constraint=True)
 
 
 def _check_order(lower: PyTree, upper: PyTree) -> None:
@@ -82,7 +82,7 @@ def nonnegative() -> Prox:
         A separable `Prox` without leaves. Its value is 0 up to a violation of sqrt(eps) max |x|, with eps of the
         coarsest dtype, else infinity. Its operator is the projection max(x, 0).
     """
-    return Prox(bind(_nonnegative_value), bind(_nonnegative_prox), separable=True)
+    return Prox(bind(_nonnegative_value), bind(_nonnegative_prox), separable=True, constraint=True)
 
 
 def _nonnegative_value(params: PyTree) -> jax.Array:
@@ -113,7 +113,7 @@ def linf_ball(radius: PyTree = 1.0) -> Prox:
         ValueError: A radius is negative or not finite; when traced, a tree or shape does not match.
     """
     check_weights("proximal.linf_ball", "radius", radius)
-    return Prox(bind(_linf_ball_value, radius), bind(_linf_ball_prox, radius), separable=True)
+    return Prox(bind(_linf_ball_value, radius), bind(_linf_ball_prox, radius), separable=True, constraint=True)
 
 
 def _linf_ball_value(radius: PyTree, params: PyTree) -> jax.Array:

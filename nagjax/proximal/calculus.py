@@ -35,7 +35,12 @@ def scale(prox: Prox, factor: Any) -> Prox:
     """
     _check_prox("proximal.scale", prox)
     checks.positive("proximal.scale", "factor", factor, "use zero() for no penalty")
-    return Prox(bind(_scale_value, prox, factor), bind(_scale_prox, prox, factor), separable=prox.separable)
+    return Prox(
+        bind(_scale_value, prox, factor),
+        bind(_scale_prox, prox, factor),
+        separable=prox.separable,
+        constraint=prox.constraint,
+    )
 
 
 def _scale_value(prox: Prox, factor: Any, params: PyTree) -> jax.Array:
@@ -64,7 +69,12 @@ def translate(prox: Prox, offset: PyTree) -> Prox:
     _check_prox("proximal.translate", prox)
     remedy = "give the point that takes the place of 0"
     check("proximal.translate", "offset", offset, "finite", lambda v: abs(v) < float("inf"), remedy)
-    return Prox(bind(_translate_value, prox, offset), bind(_translate_prox, prox, offset), separable=prox.separable)
+    return Prox(
+        bind(_translate_value, prox, offset),
+        bind(_translate_prox, prox, offset),
+        separable=prox.separable,
+        constraint=prox.constraint,
+    )
 
 
 def _shifted(offset: PyTree, params: PyTree, sign: int) -> PyTree:
@@ -189,7 +199,8 @@ def _sum_of(function: str, parts: PyTree, value: Any, prox: Any) -> Prox:
     found = [part for part in jax.tree.leaves(parts, is_leaf=_is_part) if not trees.is_absent(part)]
     for part in found:
         _check_prox(function, part)
-    return Prox(bind(value, parts), bind(prox, parts), separable=all(part.separable for part in found))
+    separable, constraint = all(part.separable for part in found), all(part.constraint for part in found)
+    return Prox(bind(value, parts), bind(prox, parts), separable, constraint)
 
 
 def _zip(function: str, parts: PyTree, params: PyTree) -> tuple[Any, list[Any], list[Any]]:

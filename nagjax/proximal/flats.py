@@ -31,7 +31,7 @@ def hyperplane(normal: PyTree, offset: Any = 0.0) -> Prox:
         ValueError: `normal` is 0 or not finite, `offset` not finite; when traced, a tree or shape does not match.
     """
     _check_flat("proximal.hyperplane", normal, offset)
-    return Prox(bind(_hyperplane_value, normal, offset), bind(_hyperplane_prox, normal, offset))
+    return Prox(bind(_hyperplane_value, normal, offset), bind(_hyperplane_prox, normal, offset), constraint=True)
 
 
 def half_space(normal: PyTree, offset: Any = 0.0) -> Prox:
@@ -48,7 +48,7 @@ def half_space(normal: PyTree, offset: Any = 0.0) -> Prox:
         As `hyperplane`.
     """
     _check_flat("proximal.half_space", normal, offset)
-    return Prox(bind(_half_space_value, normal, offset), bind(_half_space_prox, normal, offset))
+    return Prox(bind(_half_space_value, normal, offset), bind(_half_space_prox, normal, offset), constraint=True)
 
 
 def _check_flat(function: str, normal: PyTree, offset: Any) -> None:
@@ -169,7 +169,9 @@ def affine(matrix: Any, offset: Any) -> Prox:
 
 
 def _affine(matrix: Any, offset: Any, inverse: Any) -> Prox:
-    return Prox(bind(_affine_value, matrix, offset, inverse), bind(_affine_prox, matrix, offset, inverse))
+    return Prox(
+        bind(_affine_value, matrix, offset, inverse), bind(_affine_prox, matrix, offset, inverse), constraint=True
+    )
 
 
 def _vector(matrix: Any, params: PyTree) -> jax.Array:

@@ -139,7 +139,7 @@ def psd_cone() -> Prox:
     Source:
         N. Higham, "Computing a nearest symmetric positive semidefinite matrix", 1988, Theorem 2.1.
     """
-    return Prox(bind(_psd_value), bind(_psd_prox))
+    return Prox(bind(_psd_value), bind(_psd_prox), constraint=True)
 
 
 def _hermitian(x: jax.Array) -> jax.Array:

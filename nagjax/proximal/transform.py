@@ -16,7 +16,7 @@ from nagjax.types import PyTree
 class ProximalStepState(NamedTuple):
     """State of `step`."""
 
-    count: jax.Array  # updates so far, int32 scalar
+    steps: jax.Array  # updates so far, int32 scalar
     step_size: jax.Array  # s of the last update; scalar, float32 or float64
 
 
@@ -72,7 +72,7 @@ def step(prox: Prox, step_size: ArrayLike | Schedule | None = None) -> optax.Gra
             remedy = "the proximal operator acts on them: call `update(gradients, state, params)`"
             checks.reject("proximal.step", "params", "passed to update", None, remedy)
         if callable(step_size):
-            s = evaluate("proximal.step", step_size, state.count)
+            s = evaluate("proximal.step", step_size, state.steps)
         else:
             given: Any = extra.get("step_size") if step_size is None else step_size
             if given is None:
@@ -90,7 +90,7 @@ def step(prox: Prox, step_size: ArrayLike | Schedule | None = None) -> optax.Gra
 
         proposed = prox.prox(trees.map_present(forward, updates, params), s)
         updates = trees.map_present(difference, updates, params, proposed)
-        return updates, state if step_size is None else ProximalStepState(increment(state.count), s)
+        return updates, state if step_size is None else ProximalStepState(increment(state.steps), s)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -89,7 +89,7 @@ def init(composite: Composite, params: PyTree, start: Start) -> AcceleratedState
         t=as_scalar(1.0),
         steps=count,
         fresh=yes,
-        at_reference=no,
+        at_reference=yes,
         paired=no,
         reverts=count,
         still=count,
@@ -126,9 +126,12 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
     back, forth = trees.difference(y, z), trees.difference(z, x)
     length, turn, size = inner_products((back, back), (back, forth), (z, z))
     residual = jnp.sqrt(length) / s
-    scale = scale_of(state.start, state.steps, residual, before.scale)
+    # The probe is too short for a scale of residuals; the step after it is the first regular one.
+    regular = state.steps == jnp.where(state.start.step_size > 0, 0, 1)
+    scale = scale_of(state.start, begins | regular, residual, before.scale)
     residual, scale = composite.error(y, evaluation, residual, scale)
-    settled = settles(state.fresh, residual, scale, ending) & ~reverts
+    still_probing = probing & (slope > 0) & ~ending.close
+    settled = settles(state.fresh, residual, scale, ending) & ~reverts & ~still_probing
 
     # 5, 6: momentum and restart.
     still = jnp.where(length <= unit**2 * size, increment(state.still), 0)

@@ -79,14 +79,14 @@ def check_shapes(composite: Composite, params: PyTree) -> None:
         parts = list(cast("Any", found)) if isinstance(found, tuple) else []
         if len(parts) != 2:
             remedy = "return (value, aux), or leave has_aux out"
-            shapes = cast("object", found)
-            checks.reject(NAME, "fun", "a function that returns a pair", shapes, remedy, TypeError)
+            checks.reject(NAME, "fun", "a function that returns a pair", cast("object", found), remedy, TypeError)
         found = parts[0]
     if not hasattr(found, "dtype") or found.shape or not jnp.issubdtype(found.dtype, jnp.floating):
         remedy = "sum over examples; with a pair (value, aux) pass has_aux=True"
         checks.reject(NAME, "fun", "a function that returns a real scalar", found, remedy)
     returned: Any = cast("Any", jax.eval_shape)(composite.prox.prox, params, as_scalar(1.0))
     same = trees.structure(returned) == trees.structure(params)
-    if not same or [leaf.shape for leaf in trees.leaves(returned)] != [leaf.shape for leaf in trees.leaves(params)]:
+    shapes = [[leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (returned, params)]
+    if not same or shapes[0] != shapes[1]:
         remedy = "its operator has to return what it gets"
         checks.reject(NAME, "prox", "a Prox for parameters of this structure", returned, remedy)

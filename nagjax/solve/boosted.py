@@ -10,9 +10,10 @@ from nagjax.reductions import inner_products
 from nagjax.scalars import as_scalar, increment
 from nagjax.solve import accelerated, quasi_newton
 from nagjax.solve.composite import Composite, Evaluation
-from nagjax.solve.method import Ending, Method, Report, Start, lands, scale_of
+from nagjax.solve.method import Ending, Method, Report, Start, lands
 from nagjax.solve.quasi_newton import Pairs
 from nagjax.step_sizes.curvature import no_samples
+from nagjax.step_sizes.pairs import rounding_unit
 from nagjax.types import PyTree
 
 AGREEING = 2  # steps with the same face before a visit
@@ -147,7 +148,15 @@ def _accelerate(composite: Composite, state: BoostedState, evaluation: Evaluatio
     waited = increment(state.waited)
     report = main.report
     landing = ending.land | report.stalled | report.settled | lands(report.residual, report.scale, ending)
-    enters = allowed & regular & main.paired & ~landing & (agreeing >= least) & (waited >= state.wait)
+    enters = (
+        allowed
+        & regular
+        & (state.pairs.length > 0)
+        & main.paired
+        & ~landing
+        & (agreeing >= least)
+        & (waited >= state.wait)
+    )
     return state._replace(
         main=main._replace(
             query=trees.select(enters, main.params, main.query),
@@ -175,11 +184,13 @@ def _visit(composite: Composite, state: BoostedState, evaluation: Evaluation, en
 
     old = _proposed(composite, main.previous_query, main.previous_gradient, state.base_value, s)
     new = _proposed(composite, w, g, evaluation.value, s)
-    enough = new.envelope <= old.envelope - DECREASE * old.squared / s
+    rounding = 10 * rounding_unit(w) * jnp.abs(old.envelope)
+    level = (new.envelope <= old.envelope + rounding) & (new.squared <= old.squared)
+    enough = (new.envelope <= old.envelope - DECREASE * old.squared / s) | level
     accepts = state.entering | enough
     base: _Base = trees.select(accepts, new, old)
     residual = jnp.sqrt(base.squared) / s
-    scale = scale_of(main.start, main.steps, residual, main.report.scale)
+    scale = main.report.scale
     at_base = Evaluation(base.value, base.gradient, None)
     residual, scale = composite.error(base.point, at_base, residual, scale)
     step = _ravel(trees.difference(base.point, base.proposal))
@@ -203,7 +214,13 @@ def _visit(composite: Composite, state: BoostedState, evaluation: Evaluation, en
     longer = jnp.minimum(2 * state.wait, MOST_WAITING)
     wait = jnp.where(leaves, jnp.where(accepted < GOOD_VISIT, longer, AGREEING), state.wait)
     following = trees.combine((jnp.ones_like(s), base.point), (jnp.ones_like(s), _unravel(base.point, trial)))
-    report = main.report._replace(residual=residual, scale=scale, step_size=s, value=base.envelope)
+    report = main.report._replace(
+        residual=residual,
+        scale=scale,
+        step_size=s,
+        value=base.envelope,
+        unbounded=base.value < main.floor,
+    )
     return state._replace(
         main=main._replace(
             params=base.proposal,

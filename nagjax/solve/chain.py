@@ -16,6 +16,7 @@ from nagjax.step_sizes.pairs import rounding_unit
 from nagjax.types import PyTree
 
 STILL_STEPS = 10  # in a row that rounding swallows
+FLOOR = 0.1  # of the rounding of parameters, below which a step is not known
 
 
 class ChainState(NamedTuple):
@@ -101,8 +102,10 @@ def chain(transformation: optax.GradientTransformation) -> Method:
         else:
             s = as_scalar(_field(opt_state, "step_size", None))
             z = composite.forward_backward(y, g, s)
-            residual = jnp.sqrt(squared_norm(trees.difference(y, z))) / s
-        scale = scale_of(state.start, state.steps, residual, before.scale)
+            # Where steps are tiny, y - z is 0 in rounding, which is no residual.
+            floor = FLOOR * unit * jnp.sqrt(size)
+            residual = jnp.maximum(jnp.sqrt(squared_norm(trees.difference(y, z))), floor) / s
+        scale = scale_of(state.start, begins, residual, before.scale)
         start_value = jnp.where(begins, objective, state.start_value)
         finite = jnp.isfinite(f) & jnp.isfinite(slope)
         better = objective < state.best_value

@@ -71,8 +71,13 @@ def _jvp(solver: Solver, primals: Any, tangents: Any) -> tuple[Solution, Solutio
         return data.forward_backward(x, data.evaluate(x).gradient, s)
 
     _, moved = cast("Any", jax.jvp)(forward_backward, (composite,), (tangents[0],))
-    right = operator(gradient_step(moved))
-    w = jax.lax.custom_linear_solve(normal, right, _conjugate_gradients, symmetric=True)
+
+    def in_pairs(w: PyTree) -> PyTree:
+        return _pairs(normal(_unpaired(w, x)))
+
+    # On complex numbers the operator is symmetric as one of real pairs.
+    right = _pairs(operator(gradient_step(moved)))
+    w = _unpaired(jax.lax.custom_linear_solve(in_pairs, right, _conjugate_gradients, symmetric=True), x)
     dx = trees.combine((one, moved), (one, operator(w)))
 
     def objective(data: Composite) -> jax.Array:
@@ -85,6 +90,17 @@ def _jvp(solver: Solver, primals: Any, tangents: Any) -> tuple[Solution, Solutio
 
 def _linearized(function: Callable[[PyTree], PyTree], point: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
     return cast("Any", jax.linearize)(function, point)
+
+
+def _pairs(tree: PyTree) -> PyTree:
+    return jax.tree.map(trees.as_pairs, tree)
+
+
+def _unpaired(tree: PyTree, like: PyTree) -> PyTree:
+    def unpair(leaf: jax.Array, example: jax.Array) -> jax.Array:
+        return trees.as_complex(leaf) if jnp.iscomplexobj(example) else leaf
+
+    return jax.tree.map(unpair, tree, like)
 
 
 def _conjugate_gradients(matvec: Callable[[PyTree], PyTree], right: PyTree) -> PyTree:

@@ -93,9 +93,9 @@ def empty_report() -> Report:
     return Report(infinite, infinite, infinite, as_scalar(0.0), infinite, jnp.zeros((), jnp.int32), no, no, no, no, no)
 
 
-def scale_of(start: Start, count: jax.Array, residual: jax.Array, last: jax.Array) -> jax.Array:
-    """The scale of residuals: the one given, or the residual of the second step (the first may be a probe)."""
-    return jnp.where(start.scale > 0, start.scale, jnp.where(count <= 1, residual, last))
+def scale_of(start: Start, begins: jax.Array, residual: jax.Array, last: jax.Array) -> jax.Array:
+    """The scale of residuals: the one given, or the residual at the start."""
+    return jnp.where(start.scale > 0, start.scale, jnp.where(begins, residual, last))
 
 
 def meets(tol: jax.Array, residual: jax.Array, scale: jax.Array) -> jax.Array:
@@ -118,4 +118,4 @@ def lands(residual: jax.Array, scale: jax.Array, ending: Ending) -> jax.Array:
 
 def lowest(value: jax.Array, slope: jax.Array, size: jax.Array, unit: float) -> jax.Array:
     """A value that an objective reaches only if it is unbounded below, from |grad f|^2 and |x|^2 at the start."""
-    return value - (jnp.abs(value) + jnp.sqrt(slope) * (1 + jnp.sqrt(size))) / unit**2
+    return value - (jnp.abs(value) + jnp.sqrt(slope) * (1 + jnp.sqrt(size))) / unit**1.5

@@ -16,7 +16,12 @@ class Pairs(NamedTuple):
 
     moves: jax.Array  # S
     changes: jax.Array  # Y
-    head: jax.Array  # the row of the next pair, int32; the oldest one
+    length: jax.Array  # pairs so far, int32
+
+    @property
+    def head(self) -> jax.Array:
+        """The row of the next pair, which holds the oldest one."""
+        return self.length % SIZE
 
 
 def no_pairs(vector: jax.Array) -> Pairs:
@@ -32,8 +37,7 @@ def push(pairs: Pairs, move: jax.Array, change: jax.Array, keep: jax.Array) -> P
         row = jnp.where(keep, row, rows[pairs.head])
         return jnp.asarray(jax.lax.dynamic_update_index_in_dim(rows, row, pairs.head, 0))
 
-    head = jnp.where(keep, (pairs.head + 1) % SIZE, pairs.head)
-    return Pairs(write(pairs.moves, move), write(pairs.changes, change), head)
+    return Pairs(write(pairs.moves, move), write(pairs.changes, change), pairs.length + keep.astype(jnp.int32))
 
 
 def multiply(pairs: Pairs, mask: jax.Array, vector: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ from nagjax.step_sizes import pairs
 from nagjax.types import PyTree
 
 _SLACK = 16.0  # units of rounding of the values, below which their difference says nothing
+_SHORT = 0.25  # a step of this over the curvature seen is short enough where differences of values may be rounding
 
 
 class BacktrackingState(NamedTuple):
@@ -23,6 +24,7 @@ class BacktrackingState(NamedTuple):
 
     step_size: jax.Array  # s of the last update; scalar, float32 or float64
     trial: jax.Array  # where the next search begins, 0 before the first; scalar
+    curvature: jax.Array  # the largest 2 D / |z - y|^2 of a D that is no rounding; scalar
     function_evaluations: jax.Array  # calls of value_fn so far, int32 scalar
     inner: optax.OptState
 
@@ -32,6 +34,7 @@ class _Trial(NamedTuple):
     excess: jax.Array  # D - |z - y|^2 / (2 s), D = f(z) - f(y) - <g, z - y>
     room: jax.Array  # |z - y|^2 / (2 s)
     slack: jax.Array  # rounding of the values
+    doubt: jax.Array  # what rounding inside the function may be
     evaluations: jax.Array
 
 
@@ -48,10 +51,13 @@ def backtracking(
     """Scale the gradient by a step size s that passes the descent test.
 
     With z = prox_{s h}(y - s g) the test is f(z) <= f(y) + <g, z - y> + |z - y|^2 / (2 s); s is multiplied by
-    `shrink` until it holds. Differences of values within their rounding count as passed, so that the search ends near
-    the optimum in every precision. `inner` gets the step z - y and the keyword arguments `step_size` = s and
-    `step_ratio` = s_k / (first trial of update k+1), by which `momentum.fista` corrects its sequence, and `objective`
-    = f + h at `params` for `restart.value`.
+    `shrink` until it holds. Differences of values within their rounding count as passed, and those that rounding
+    inside the function may explain do where the step is short for the curvature seen, so that the search ends near
+    the optimum in every precision and steps do not collapse.
+
+    `inner` gets the step z - y and the keyword arguments `step_size` = s and `step_ratio` = s_k / (first trial of
+    update k+1), by which `momentum.fista` corrects its sequence, and `objective` = f + h at `params` for
+    `restart.value`.
 
     `growth` above 1 lets the next search begin at growth * s, where this update says that the longer step would have
     passed too. Every growth that is taken back costs the sequence t a factor, because the query point is formed
@@ -68,7 +74,7 @@ def backtracking(
         axis_name: The mapped axis over which parameters are sharded inside `shard_map` or `pmap`.
 
     Returns:
-        A gradient transformation that needs `params`, `value` and `value_fn` in every update. Memory: three scalars,
+        A gradient transformation that needs `params`, `value` and `value_fn` in every update. Memory: four scalars,
         and that of `inner`. Cost: one gradient and at least one function value a step.
 
     Guarantee:
@@ -111,10 +117,8 @@ def backtracking(
 
     def init(params: PyTree) -> BacktrackingState:
         pairs.check_parameters(name, params)
-        zero = scalar_dtype()
-        return BacktrackingState(
-            jnp.zeros((), zero), jnp.zeros((), zero), jnp.zeros((), jnp.int32), following.init(params)
-        )
+        zero = jnp.zeros((), scalar_dtype())
+        return BacktrackingState(zero, zero, zero, jnp.zeros((), jnp.int32), following.init(params))
 
     def update(
         updates: PyTree,
@@ -138,8 +142,9 @@ def backtracking(
             step = pairs.subtract(pairs.wide(updates, proposed), point)
             after, linear = as_scalar(function(pairs.merged(params, proposed))), inner_product(slope, step, axis_name)
             room = squared_norm(step, axis_name) / (2 * s)
-            slack = unit * (jnp.abs(before) + jnp.where(jnp.isfinite(after), jnp.abs(after), 0))
-            return _Trial(s, after - before - linear - room, room, slack, evaluations + 1)
+            size = jnp.abs(before) + jnp.where(jnp.isfinite(after), jnp.abs(after), 0)
+            excess = after - before - linear - room
+            return _Trial(s, excess, room, unit * size, unit**0.5 * size, evaluations + 1)
 
         zero = jnp.zeros((), jnp.int32)
         fresh = state.trial == 0
@@ -150,7 +155,11 @@ def backtracking(
         found = attempt(begin, zero)
         if initial is None:
             found = _lengthen(attempt, found, fresh, as_scalar(shrink), max_trials)
-        found = _shorten(attempt, found, as_scalar(shrink), max_trials)
+        found = _shorten(attempt, found, as_scalar(shrink), max_trials, state.curvature)
+        difference = found.excess + found.room
+        clear = (difference > found.doubt) & (found.room > 0)
+        sample = jnp.where(clear, difference / jnp.where(clear, found.room * found.step_size, 1), 0)
+        curvature = jnp.maximum(state.curvature, sample)
 
         s = found.step_size
         # D + slack <= |z - y|^2 / (2 growth s): the longer step would have passed, whatever the rounding.
@@ -172,7 +181,8 @@ def backtracking(
             step_ratio=s / trial,
             **extra,
         )
-        return step, BacktrackingState(s, trial, state.function_evaluations + found.evaluations, inner_state)
+        evaluations = state.function_evaluations + found.evaluations
+        return step, BacktrackingState(s, trial, curvature, evaluations, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -201,9 +211,19 @@ def _lengthen(
     return _choose(_passes(ahead), ahead, last)._replace(evaluations=ahead.evaluations)
 
 
-def _shorten(attempt: Callable[[jax.Array, jax.Array], _Trial], first: _Trial, shrink: jax.Array, most: int) -> _Trial:
+def _shorten(
+    attempt: Callable[[jax.Array, jax.Array], _Trial],
+    first: _Trial,
+    shrink: jax.Array,
+    most: int,
+    curvature: jax.Array,
+) -> _Trial:
+    def short(trial: _Trial) -> jax.Array:
+        rounding = jnp.abs(trial.excess) <= trial.doubt
+        return rounding & (curvature > 0) & (trial.step_size * curvature <= _SHORT)
+
     def go_on(trial: _Trial) -> jax.Array:
-        return ~_passes(trial) & (trial.evaluations < most)
+        return ~(_passes(trial) | short(trial)) & (trial.evaluations < most)
 
     def body(trial: _Trial) -> _Trial:
         return attempt(shrink * trial.step_size, trial.evaluations)
