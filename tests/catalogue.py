@@ -3,14 +3,16 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 import pytest
 from jax.typing import ArrayLike
 
 import nagjax
-from nagjax import conventions, momentum, restart, storage
+from nagjax import adaptive, conventions, momentum, restart, step_sizes, storage
 from nagjax.descent import scale_by_learning_rate
+from nagjax.proximal import Prox
 
 
 class Method(NamedTuple):
@@ -116,6 +118,96 @@ BASE_STEPS = (
 )
 
 METHODS = RULES + RESTARTS + STORAGES + OPTIMIZERS + CONVENTIONS + BASE_STEPS
+
+
+class Adaptive(NamedTuple):
+    """A row whose state holds more than one velocity: a factory from a step size that fits the suite's problem."""
+
+    name: str
+    make: Callable[[ArrayLike], optax.GradientTransformationExtraArgs]
+    sharded: Callable[[str | None], optax.GradientTransformationExtraArgs] | None = None  # from an axis_name
+    needs: tuple[str, ...] = ()  # keyword arguments that every update needs
+    holds_momentum: bool = True
+
+    @property
+    def takes_axis(self) -> bool:
+        return self.sharded is not None
+
+
+_LINE_SEARCH = ("value", "value_fn")
+
+
+def _shrink(x, s):
+    """The proximal operator of |x|_1 / 100, over real and imaginary parts."""
+
+    def parts(v):
+        limit = (0.01 * s).astype(v.dtype)
+        return jnp.sign(v) * jnp.maximum(jnp.abs(v) - limit, 0)
+
+    def leaf(v):
+        return jax.lax.complex(parts(v.real), parts(v.imag)) if jnp.iscomplexobj(v) else parts(v)
+
+    return jax.tree.map(leaf, x)
+
+
+def _size(x):
+    parts = [jnp.abs(v.real) + jnp.abs(v.imag) if jnp.iscomplexobj(v) else jnp.abs(v) for v in jax.tree.leaves(x)]
+    return sum((jnp.sum(v).astype(jnp.float32) for v in parts), jnp.float32(0)) / 100
+
+
+_SPARSE = Prox(_size, _shrink)
+
+
+def _momentum(axis=None):
+    return nagjax.accelerate(momentum.fista(), restart=restart.gradient(axis))
+
+
+# Their contract is in tests/unit/test_step_sizes.py. `make` ignores the step size where the method finds its own.
+ADAPTIVE = (
+    Adaptive(
+        "curvature",
+        lambda rate: step_sizes.curvature(_momentum()),
+        lambda axis: step_sizes.curvature(_momentum(axis), axis_name=axis),
+    ),
+    Adaptive("curvature, prox", lambda rate: step_sizes.curvature(_momentum(), prox=_SPARSE)),
+    Adaptive(
+        "backtracking",
+        lambda rate: step_sizes.backtracking(_momentum()),
+        lambda axis: step_sizes.backtracking(_momentum(axis), axis_name=axis),
+        needs=_LINE_SEARCH,
+    ),
+    Adaptive(
+        "backtracking, growth",
+        lambda rate: step_sizes.backtracking(_momentum(), prox=_SPARSE, growth=1.2, initial=rate),
+        needs=_LINE_SEARCH,
+    ),
+    Adaptive("acfgm", lambda rate: adaptive.acfgm(), lambda axis: adaptive.acfgm(axis_name=axis), needs=("value",)),
+    Adaptive("acfgm, prox", lambda rate: adaptive.acfgm(_SPARSE, initial=0.8 * rate), needs=("value",)),
+    Adaptive("adgd", lambda rate: adaptive.adgd(), lambda axis: adaptive.adgd(axis_name=axis), holds_momentum=False),
+    Adaptive(
+        "adgd_accelerated",
+        lambda rate: adaptive.adgd_accelerated(),
+        lambda axis: adaptive.adgd_accelerated(axis_name=axis),
+    ),
+    Adaptive(
+        "adaptive_proximal_gradient",
+        lambda rate: adaptive.adaptive_proximal_gradient(),
+        lambda axis: adaptive.adaptive_proximal_gradient(axis_name=axis),
+        holds_momentum=False,
+    ),
+    Adaptive(
+        "adaptive_proximal_gradient, 2",
+        lambda rate: adaptive.adaptive_proximal_gradient(_SPARSE, version=2, initial=rate),
+        holds_momentum=False,
+    ),
+    Adaptive(
+        "greedy_fista",
+        lambda rate: adaptive.greedy_fista(0.5 / rate),
+        lambda axis: adaptive.greedy_fista(1.0, axis_name=axis),
+    ),
+    Adaptive("monotone_fista", lambda rate: adaptive.monotone_fista(rate), needs=_LINE_SEARCH),
+    Adaptive("monotone_fista, prox", lambda rate: adaptive.monotone_fista(rate, _SPARSE), needs=_LINE_SEARCH),
+)
 
 
 def named(*names: str) -> list[Method]:

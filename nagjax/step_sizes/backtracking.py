@@ -117,8 +117,8 @@ def backtracking(
 
     def init(params: PyTree) -> BacktrackingState:
         pairs.check_parameters(name, params)
-        zero = jnp.zeros((), scalar_dtype())
-        return BacktrackingState(zero, zero, zero, jnp.zeros((), jnp.int32), following.init(params))
+        step_size, trial, curvature = (jnp.zeros((), scalar_dtype()) for _ in range(3))
+        return BacktrackingState(step_size, trial, curvature, jnp.zeros((), jnp.int32), following.init(params))
 
     def update(
         updates: PyTree,
