@@ -36,6 +36,7 @@ class AcceleratedState(NamedTuple):
     reference_residual: jax.Array
     slack: jax.Array  # tau, relative tolerance of the guard
     step_size: jax.Array  # s of the last step
+    longest: jax.Array  # the step size may not exceed this before F(x_ref) falls: set by a revert
     window: jax.Array  # the last two samples of curvature, shape (2,)
     t: jax.Array  # momentum number
     steps: jax.Array  # k, int32
@@ -85,6 +86,7 @@ def init(composite: Composite, params: PyTree, start: Start) -> AcceleratedState
         reference_residual=as_scalar(jnp.inf),
         slack=as_scalar(10 * rounding_unit(params)),
         step_size=start.step_size,
+        longest=as_scalar(jnp.inf),
         window=no_samples(),
         t=as_scalar(1.0),
         steps=count,
@@ -114,6 +116,7 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
     window = jnp.where(state.paired, window, state.window)
     probing = begins & (state.step_size <= 0)
     s = jnp.where(probing, probe(state.start_size, slope), jnp.where(state.paired, measured, state.step_size))
+    s = jnp.minimum(s, state.longest)
 
     # 3: the guard. For convex f the model value is a lower bound of F(x), exact where y is x.
     model = evaluation.value + ahead + state.nonsmooth
@@ -125,7 +128,7 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
     z = composite.forward_backward(y, g, s)
     back, forth = trees.difference(y, z), trees.difference(z, x)
     length, turn, size = inner_products((back, back), (back, forth), (z, z))
-    residual = jnp.sqrt(length) / s
+    residual = composite.residual(slope, length, size, s, unit)
     # The probe is too short for a scale of residuals; the step after it is the first regular one.
     regular = state.steps == jnp.where(state.start.step_size > 0, 0, 1)
     scale = scale_of(state.start, begins | regular, residual, before.scale)
@@ -135,7 +138,8 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
 
     # 5, 6: momentum and restart.
     still = jnp.where(length <= unit**2 * size, increment(state.still), 0)
-    reverted = jnp.where(improves & (model < state.reference_value), 0, state.reverts + reverts.astype(jnp.int32))
+    falls = improves & (model < state.reference_value)
+    reverted = jnp.where(falls, 0, state.reverts + reverts.astype(jnp.int32))
     finite = jnp.isfinite(evaluation.value) & jnp.isfinite(slope)
     stalled = (ending.tol > 0) & ((still >= STILL_STEPS) | (finite & (reverted > MOST_REVERTS)))
     restarts = (turn >= 0) | stalled | lands(residual, scale, ending)
@@ -146,10 +150,11 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
     extrapolated = trees.combine((jnp.ones_like(s), z), (momentum, forth), (-correction, back))
 
     # 7: the next state; a revert takes x_ref, and the end takes the query point itself.
-    stays = settled | (reverts & ending.close)
+    ends = settled | (reverts & ending.close)
     reference = trees.select(improves, x, state.reference)
-    fresh = restarts | reverts | stays
-    params = trees.select(reverts, reference, trees.select(settled, x, z))
+    fresh = restarts | reverts | ends
+    stays = settled | (begins & ~finite)
+    params = trees.select(reverts, reference, trees.select(stays, x, z))
     reference_value = jnp.where(improves, model, state.reference_value)
     reference_residual = jnp.where(improves, residual, state.reference_residual)
     largest = jnp.max(window)
@@ -160,8 +165,8 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
         scale=scale,
         step_size=s,
         safe_step=jnp.where(largest > 0, 1 / largest, jnp.inf),
-        restarts=before.restarts + (restarts & ~reverts & ~stays).astype(jnp.int32),
-        settled=stays,
+        restarts=before.restarts + (restarts & ~reverts & ~ends).astype(jnp.int32),
+        settled=ends,
         stalled=stalled,
         unbounded=evaluation.value < floor,
         overshot=jnp.zeros((), jnp.bool),
@@ -182,6 +187,7 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
         reference_residual=reference_residual,
         slack=jnp.where(reverts, 10 * state.slack, state.slack),
         step_size=jnp.where(reverts, s / 2, s),
+        longest=jnp.where(reverts, s / 2, jnp.where(falls, jnp.inf, state.longest)),
         window=window,
         t=jnp.where(fresh, 1, t),
         steps=increment(state.steps),

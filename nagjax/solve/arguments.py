@@ -41,12 +41,14 @@ def check_method(method: Any, step_size: ArrayLike | None, names: Mapping[str, M
 def check_iterations(max_iters: Any, history: bool) -> int | None:
     """The length of the history, None without one, after refusing a `max_iters` that is no count."""
     if checks.is_known(max_iters):
+        remedy = "give the most steps to make"
         try:
-            count = operator.index(max_iters)
+            count = None if isinstance(max_iters, bool) else operator.index(max_iters)
         except TypeError:
-            remedy = "give the most steps to make"
+            count = None
+        if count is None:
             checks.reject(NAME, "max_iters", "an integer of at least 0", max_iters, remedy, TypeError)
-        checks.whole(NAME, "max_iters", count, 0, "give the most steps to make")
+        checks.whole(NAME, "max_iters", count, 0, remedy)
         return count if history else None
     if history:
         remedy = "its arrays need a length: pass an integer, or history=False"

@@ -12,7 +12,7 @@ from nagjax.solve import accelerated, quasi_newton
 from nagjax.solve.composite import Composite, Evaluation
 from nagjax.solve.method import Ending, Method, Report, Start, lands
 from nagjax.solve.quasi_newton import Pairs
-from nagjax.step_sizes.curvature import no_samples
+from nagjax.step_sizes.curvature import local_smoothness, no_samples
 from nagjax.step_sizes.pairs import rounding_unit
 from nagjax.types import PyTree
 
@@ -176,9 +176,9 @@ def _visit(composite: Composite, state: BoostedState, evaluation: Evaluation, en
     main, w, g = state.main, state.query, evaluation.gradient
     moved = trees.difference(w, main.previous_query)
     changed = trees.difference(g, main.previous_gradient)
-    change, product = inner_products((changed, changed), (moved, changed))
-    convex = product > 0
-    shown = jnp.where(convex, jnp.minimum(change / jnp.where(convex, product, 1), STEEPEST / main.step_size), 0)
+    move, change, product = inner_products((moved, moved), (changed, changed), (moved, changed))
+    curvature = local_smoothness(move, change, product)
+    shown = jnp.minimum(curvature, STEEPEST / main.step_size)
     shorter = ~state.entering & (shown * main.step_size > 1)
     s = jnp.where(shorter, CAUTION / shown, main.step_size)
 
@@ -186,10 +186,12 @@ def _visit(composite: Composite, state: BoostedState, evaluation: Evaluation, en
     new = _proposed(composite, w, g, evaluation.value, s)
     rounding = 10 * rounding_unit(w) * jnp.abs(old.envelope)
     level = (new.envelope <= old.envelope + rounding) & (new.squared <= old.squared)
-    enough = (new.envelope <= old.envelope - DECREASE * old.squared / s) | level
-    accepts = state.entering | enough
+    lower = new.envelope <= old.envelope - DECREASE * old.squared / s
+    # The envelope bounds F where s is at most 1/L; for a longer step a low one means nothing.
+    accepts = state.entering | ((lower | level) & (curvature * s <= 1))
     base: _Base = trees.select(accepts, new, old)
-    residual = jnp.sqrt(base.squared) / s
+    slope, size = inner_products((base.gradient, base.gradient), (base.proposal, base.proposal))
+    residual = composite.residual(slope, base.squared, size, s, rounding_unit(w))
     scale = main.report.scale
     at_base = Evaluation(base.value, base.gradient, None)
     residual, scale = composite.error(base.point, at_base, residual, scale)

@@ -16,7 +16,7 @@ from nagjax.step_sizes.pairs import rounding_unit
 from nagjax.types import PyTree
 
 STILL_STEPS = 10  # in a row that rounding swallows
-FLOOR = 0.1  # of the rounding of parameters, below which a step is not known
+ROUNDING = 32.0  # units of rounding, within which two ways to compute an answer agree
 
 
 class ChainState(NamedTuple):
@@ -96,35 +96,38 @@ def chain(transformation: optax.GradientTransformation) -> Method:
         curvature = jnp.where(seen, jnp.maximum(state.curvature, sample), state.curvature)
         safe_step = jnp.where(curvature > 0, 1 / curvature, jnp.inf)
 
+        x = _answer(following, opt_state)
         if composite.is_smooth:
             s = _field(opt_state, "step_size", jnp.where(jnp.isfinite(safe_step), safe_step, 1))
-            z, residual = eval_params(following, opt_state), jnp.sqrt(slope)
+            z, residual = x, composite.residual(slope, slope, size, s, unit)
         else:
             s = as_scalar(_field(opt_state, "step_size", None))
             z = composite.forward_backward(y, g, s)
-            # Where steps are tiny, y - z is 0 in rounding, which is no residual.
-            floor = FLOOR * unit * jnp.sqrt(size)
-            residual = jnp.maximum(jnp.sqrt(squared_norm(trees.difference(y, z))), floor) / s
+            residual = composite.residual(slope, squared_norm(trees.difference(y, z)), size, s, unit)
         scale = scale_of(state.start, begins, residual, before.scale)
         start_value = jnp.where(begins, objective, state.start_value)
         finite = jnp.isfinite(f) & jnp.isfinite(slope)
         better = objective < state.best_value
         best = trees.select(better, y, state.best)
-        higher = ~(objective <= start_value) & ~begins
+        # Momentum may have left the domain: go on from the answer, and without momentum.
+        outside = ~finite & ~state.fresh
+        higher = ~(objective <= start_value) & ~begins & ~outside
         overshot = higher & ~(residual <= scale / unit**0.5)
         still = jnp.where(length <= unit**2 * size, increment(state.still), 0)
         stalled = (ending.tol > 0) & (still >= STILL_STEPS)
 
         error, scale = composite.error(y, evaluation, residual, scale)
         settled = settles(state.fresh, error, scale, ending)
-        landing = stalled | lands(error, scale, ending)
+        landing = stalled | outside | lands(error, scale, ending)
         stops = settled | landing
-        answer = trees.select(settled, y, trees.select(overshot, best, z))
-        reset = reset_momentum(opt_state)
+        proposed = x if composite.is_smooth else _snapped(x, z, y, unit)
+        kept = (begins & ~finite) | outside
+        answer = trees.select(settled, y, trees.select(overshot, best, trees.select(kept, state.params, proposed)))
+        opt_state = trees.select(outside, state.opt_state, opt_state)
         return ChainState(
             params=answer,
             query=trees.select(stops, answer, following),
-            opt_state=trees.select(stops, reset, opt_state),
+            opt_state=trees.select(stops, _reset(opt_state), opt_state),
             best=best,
             best_value=jnp.where(better, objective, state.best_value),
             previous_query=y,
@@ -152,6 +155,32 @@ def chain(transformation: optax.GradientTransformation) -> Method:
         )
 
     return Method(init, update)
+
+
+def _answer(params: PyTree, opt_state: Any) -> PyTree:
+    """The answer of a chain, which is its parameters where no state says otherwise."""
+    try:
+        return eval_params(params, opt_state)
+    except (TypeError, ValueError):
+        return params
+
+
+def _reset(opt_state: Any) -> Any:
+    """The state without momentum, where it has any."""
+    try:
+        return reset_momentum(opt_state)
+    except (TypeError, ValueError):
+        return opt_state
+
+
+def _snapped(x: PyTree, z: PyTree, y: PyTree, unit: float) -> PyTree:
+    """The answer x, or what the proximal operator returned where they differ by rounding: its zeros are exact."""
+
+    def snap(a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
+        near = jnp.abs(a - b) <= ROUNDING * unit * (jnp.abs(a) + jnp.abs(b) + jnp.abs(c))
+        return jnp.where(near, b, a)
+
+    return trees.map_present(snap, x, z, y)
 
 
 def _field(opt_state: Any, name: str, default: Any) -> Any:

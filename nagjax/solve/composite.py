@@ -13,6 +13,8 @@ from nagjax import proximal, trees
 from nagjax.scalars import as_scalar, scalar_dtype
 from nagjax.types import PyTree
 
+FLOOR = 0.1  # of the rounding of parameters, below which a step is not known
+
 
 class Evaluation(NamedTuple):
     """The smooth part at one point."""
@@ -66,6 +68,17 @@ class Composite:
     def objective(self, params: PyTree) -> jax.Array:
         """F at a point."""
         return self.smooth(params) + as_scalar(self.prox.value(params))
+
+    def residual(
+        self, slope: jax.Array, length: jax.Array, size: jax.Array, step_size: jax.Array, unit: float
+    ) -> jax.Array:
+        """|y - z| / s for z = prox_{s h}(y - s g), from |g|^2, |y - z|^2 and |z|^2; |g| where h = 0.
+
+        Where steps are tiny, y - z is 0 in rounding, which is no residual.
+        """
+        if self.is_smooth:
+            return jnp.sqrt(slope)
+        return jnp.maximum(jnp.sqrt(length), FLOOR * unit * jnp.sqrt(size)) / step_size
 
     def nonsmooth(self, proposal: PyTree) -> jax.Array:
         """h at a point that its operator has returned."""

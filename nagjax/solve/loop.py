@@ -51,7 +51,9 @@ def run(
         state = method.update(composite, carry.state, evaluation, ending)
         history = carry.history
         if history is not None:
-            history = _record(history, carry.evaluations, composite, carry.state.query, evaluation, state)
+            # The evaluation that settles is no step: its row is out of range, and dropped.
+            row = jnp.where(state.report.settled, len(history.value), carry.evaluations)
+            history = _record(history, row, composite, carry.state.query, evaluation, state)
         if progress:
             show(carry.evaluations, evaluation.value, state.report)
         status = _status(state.report, tol, carry.state.report.stalled)
@@ -108,7 +110,6 @@ def _record(
     value = value + squared_norm(move) / (2 * report.step_size)
     row = History(value, _relative(report), report.step_size, report.restarts)
 
-    # The evaluation that closes a run of max_iters steps is out of range, and dropped.
     def write(column: jax.Array, x: jax.Array) -> jax.Array:
         return column.at[index].set(x.astype(column.dtype), mode="drop")
 

@@ -114,7 +114,7 @@ def minimize(
         first_step = step_size
     elif isinstance(method, str):
         method = WITHOUT_STEP.get(method, METHODS[method])
-    composite = hoisted(check_problem(fun, args, prox, has_aux, duality_gap), init)
+    composite = hoisted(check_problem(fun, args, prox, has_aux, duality_gap), trees.map_present(_widened, init))
     solution: Solution = cast("Any", _compiled)(
         composite, init, first_step, scale, tol, max_iters, method=method, records=records, progress=progress
     )
@@ -151,7 +151,8 @@ def _solve(
         state = chosen.init(composite, params, start)
         return run(composite, chosen, state, tol=tol, max_iters=max_iters, records=records, progress=progress)
 
-    solution = differentiable(solver, composite, (params, start, as_scalar(tol), jnp.asarray(max_iters)))
+    most = jnp.minimum(max_iters, jnp.iinfo(jnp.int32).max - 1).astype(jnp.int32)
+    solution = differentiable(solver, composite, (params, start, as_scalar(tol), most))
     return solution._replace(params=trees.map_present(_as_dtype_of, solution.params, init))
 
 
@@ -164,8 +165,10 @@ def _resolved(method: str | Method | optax.GradientTransformation) -> Method:
     return method if isinstance(method, Method) else chain(method)
 
 
-def _widened(leaf: jax.Array) -> jax.Array:
-    return leaf.astype(trees.compute_dtype(leaf.dtype))
+def _widened(leaf: Any) -> Any:
+    dtype = jnp.result_type(leaf)
+    wide = trees.compute_dtype(dtype)
+    return leaf if dtype == wide else jnp.asarray(leaf).astype(wide)
 
 
 def _as_dtype_of(leaf: jax.Array, like: jax.Array) -> jax.Array:
