@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import DTypeLike
 
@@ -106,3 +107,22 @@ def as_pairs(leaf: jax.Array) -> jax.Array:
 def as_complex(leaf: jax.Array) -> jax.Array:
     """The inverse of `as_pairs` for complex arrays; a complex array as it is."""
     return leaf if jnp.iscomplexobj(leaf) else jax.lax.complex(leaf[..., 0], leaf[..., 1])
+
+
+def ravel(tree: PyTree) -> jax.Array:
+    """All leaves as one real vector, complex ones as pairs."""
+    leaves = [as_pairs(leaf).reshape(-1) for leaf in jax.tree.leaves(tree)]
+    dtype = jnp.dtype(np.result_type(*(leaf.dtype for leaf in leaves)))
+    return jnp.concatenate([leaf.astype(dtype) for leaf in leaves]) if len(leaves) > 1 else leaves[0]
+
+
+def unravel(like: PyTree, vector: jax.Array) -> PyTree:
+    """The inverse of `ravel`, in the structure, shapes and dtypes of `like`."""
+    parts: list[jax.Array] = []
+    start = 0
+    for leaf in jax.tree.leaves(like):
+        pairs = as_pairs(leaf)
+        part = vector[start : start + pairs.size].reshape(pairs.shape).astype(pairs.dtype)
+        parts.append(as_complex(part) if jnp.iscomplexobj(leaf) else part)
+        start += pairs.size
+    return cast("Any", jax.tree.structure(like)).unflatten(parts)

@@ -137,7 +137,8 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
     settled = settles(state.fresh, residual, scale, ending) & ~reverts & ~still_probing
 
     # 5, 6: momentum and restart.
-    still = jnp.where(length <= unit**2 * size, increment(state.still), 0)
+    tiny = (length <= unit**2 * size) & jnp.isinf(state.longest)
+    still = jnp.where(tiny, increment(state.still), 0)
     falls = improves & (model < state.reference_value)
     reverted = jnp.where(falls, 0, state.reverts + reverts.astype(jnp.int32))
     finite = jnp.isfinite(evaluation.value) & jnp.isfinite(slope)

@@ -45,6 +45,7 @@ class BoostedState(NamedTuple):
     halved: jax.Array  # the trial is the second one, bool
     accepted: jax.Array  # steps of this visit, int32
     base_value: jax.Array  # f(u)
+    entry_value: jax.Array  # F where the visit began
 
     @property
     def params(self) -> PyTree:
@@ -94,7 +95,7 @@ def boosted() -> Method:
 
 
 def _init(composite: Composite, params: PyTree, start: Start) -> BoostedState:
-    vector, no, none = _ravel(params), jnp.zeros((), jnp.bool), jnp.zeros((), jnp.int32)
+    vector, no, none = trees.ravel(params), jnp.zeros((), jnp.bool), jnp.zeros((), jnp.int32)
     coupled = _coupled(composite, params)
     return BoostedState(
         main=accelerated.init(composite, params, start),
@@ -110,6 +111,7 @@ def _init(composite: Composite, params: PyTree, start: Start) -> BoostedState:
         halved=no,
         accepted=none,
         base_value=as_scalar(0.0),
+        entry_value=as_scalar(0.0),
     )
 
 
@@ -117,8 +119,8 @@ def _update(composite: Composite, state: BoostedState, evaluation: Evaluation, e
     """One step of either phase; the pair of the last two query points is kept in both."""
     if not _coupled(composite, state.query):
         # Pairs of the gradient stay valid when the face changes; those of the residual map do not.
-        move = _ravel(trees.difference(state.query, state.main.previous_query))
-        change = _ravel(trees.difference(evaluation.gradient, state.main.previous_gradient))
+        move = trees.ravel(trees.difference(state.query, state.main.previous_query))
+        change = trees.ravel(trees.difference(evaluation.gradient, state.main.previous_gradient))
         state = state._replace(pairs=_remember(state.pairs, move, change, state.main.paired & ~state.entering))
 
     def visit(state: BoostedState) -> BoostedState:
@@ -135,8 +137,8 @@ def _accelerate(composite: Composite, state: BoostedState, evaluation: Evaluatio
     main = accelerated.update(composite, state.main, evaluation, ending)
     s = main.report.step_size
     if _coupled(composite, y):
-        change = _ravel(trees.difference(y, main.params)) / _like(s, state.change)
-        move = _ravel(trees.difference(y, state.main.previous_query))
+        change = trees.ravel(trees.difference(y, main.params)) / _like(s, state.change)
+        move = trees.ravel(trees.difference(y, state.main.previous_query))
         pairs = _remember(state.pairs, move, change - state.change, state.main.paired & regular)
         state = state._replace(pairs=pairs, change=change)
         face, same, least = state.face, jnp.ones((), jnp.bool), AGREEING_COUPLED
@@ -188,19 +190,22 @@ def _visit(composite: Composite, state: BoostedState, evaluation: Evaluation, en
     level = (new.envelope <= old.envelope + rounding) & (new.squared <= old.squared)
     lower = new.envelope <= old.envelope - DECREASE * old.squared / s
     # The envelope bounds F where s is at most 1/L; for a longer step a low one means nothing.
-    accepts = state.entering | ((lower | level) & (curvature * s <= 1))
+    entry_value = jnp.where(state.entering, evaluation.value + main.nonsmooth, state.entry_value)
+    short = curvature * s <= 1
+    below = evaluation.value + composite.nonsmooth(new.proposal) <= entry_value + main.slack * jnp.abs(entry_value)
+    accepts = state.entering | ((lower | level) & short & below)
     base: _Base = trees.select(accepts, new, old)
     slope, size = inner_products((base.gradient, base.gradient), (base.proposal, base.proposal))
     residual = composite.residual(slope, base.squared, size, s, rounding_unit(w))
     scale = main.report.scale
     at_base = Evaluation(base.value, base.gradient, None)
     residual, scale = composite.error(base.point, at_base, residual, scale)
-    step = _ravel(trees.difference(base.point, base.proposal))
+    step = trees.ravel(trees.difference(base.point, base.proposal))
 
     if _coupled(composite, w):
-        slope = _ravel(trees.difference(w, new.proposal)) / _like(s, step)
-        before = _ravel(trees.difference(old.point, old.proposal)) / _like(s, step)
-        pairs = _remember(state.pairs, _ravel(moved), slope - before, ~state.entering)
+        slope = trees.ravel(trees.difference(w, new.proposal)) / _like(s, step)
+        before = trees.ravel(trees.difference(old.point, old.proposal)) / _like(s, step)
+        pairs = _remember(state.pairs, trees.ravel(moved), slope - before, ~state.entering)
         state = state._replace(pairs=pairs)
         face = state.face
     else:
@@ -215,7 +220,7 @@ def _visit(composite: Composite, state: BoostedState, evaluation: Evaluation, en
     accepted = state.accepted + (accepts & ~state.entering).astype(jnp.int32)
     longer = jnp.minimum(2 * state.wait, MOST_WAITING)
     wait = jnp.where(leaves, jnp.where(accepted < GOOD_VISIT, longer, AGREEING), state.wait)
-    following = trees.combine((jnp.ones_like(s), base.point), (jnp.ones_like(s), _unravel(base.point, trial)))
+    following = trees.combine((jnp.ones_like(s), base.point), (jnp.ones_like(s), trees.unravel(base.point, trial)))
     report = main.report._replace(
         residual=residual,
         scale=scale,
@@ -249,6 +254,7 @@ def _visit(composite: Composite, state: BoostedState, evaluation: Evaluation, en
         halved=tries_half,
         accepted=accepted,
         base_value=base.value,
+        entry_value=entry_value,
     )
 
 
@@ -263,14 +269,14 @@ def _proposed(composite: Composite, u: PyTree, gradient: PyTree, value: jax.Arra
 def _face(composite: Composite, y: PyTree, gradient: PyTree, s: jax.Array) -> jax.Array:
     """Where the derivative of the operator is above 1/2; for a separable h one product with a vector of ones."""
     if composite.is_smooth:
-        return jnp.ones(_ravel(y).shape, jnp.bool)
+        return jnp.ones(trees.ravel(y).shape, jnp.bool)
     before = trees.combine((jnp.ones_like(s), y), (-s, gradient))
 
     def operator(point: PyTree) -> PyTree:
         return composite.prox.prox(point, s)
 
     _, slopes = cast("Any", jax.jvp)(operator, (before,), (_ones(before),))
-    return _ravel(slopes) > 0.5
+    return trees.ravel(slopes) > 0.5
 
 
 def _coupled(composite: Composite, params: PyTree) -> bool:
@@ -283,25 +289,6 @@ def _remember(pairs: Pairs, move: jax.Array, change: jax.Array, keep: jax.Array)
     product, moves, changes = inner_products((move, change), (move, move), (change, change))
     curved = product > quasi_newton.CURVED * jnp.sqrt(moves * changes)
     return quasi_newton.push(pairs, move, change, keep & curved)
-
-
-def _ravel(tree: PyTree) -> jax.Array:
-    """All leaves as one real vector."""
-    leaves = [trees.as_pairs(leaf).reshape(-1) for leaf in jax.tree.leaves(tree)]
-    dtype = jnp.result_type(*leaves) if len({leaf.dtype for leaf in leaves}) == 1 else as_scalar(0.0).dtype
-    return jnp.concatenate([leaf.astype(dtype) for leaf in leaves]) if len(leaves) > 1 else leaves[0]
-
-
-def _unravel(like: PyTree, vector: jax.Array) -> PyTree:
-    """The inverse of `_ravel`."""
-    parts: list[jax.Array] = []
-    start = 0
-    for leaf in jax.tree.leaves(like):
-        pairs = trees.as_pairs(leaf)
-        part = vector[start : start + pairs.size].reshape(pairs.shape).astype(pairs.dtype)
-        parts.append(trees.as_complex(part) if jnp.iscomplexobj(leaf) else part)
-        start += pairs.size
-    return cast("Any", jax.tree.structure(like)).unflatten(parts)
 
 
 def _ones(tree: PyTree) -> PyTree:

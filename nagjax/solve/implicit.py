@@ -12,7 +12,6 @@ from nagjax import trees
 from nagjax.solve.composite import Composite
 from nagjax.solve.method import Report
 from nagjax.solve.solution import Solution
-from nagjax.step_sizes.pairs import rounding_unit
 from nagjax.types import PyTree
 
 Solver = Callable[[Composite, PyTree], Solution]
@@ -72,12 +71,12 @@ def _jvp(solver: Solver, primals: Any, tangents: Any) -> tuple[Solution, Solutio
 
     _, moved = cast("Any", jax.jvp)(forward_backward, (composite,), (tangents[0],))
 
-    def in_pairs(w: PyTree) -> PyTree:
-        return _pairs(normal(_unpaired(w, x)))
+    # As one real vector: the operator is symmetric in real numbers, and the right-hand side one array.
+    def matvec(vector: jax.Array) -> jax.Array:
+        return trees.ravel(normal(trees.unravel(x, vector)))
 
-    # On complex numbers the operator is symmetric as one of real pairs.
-    right = _pairs(operator(gradient_step(moved)))
-    w = _unpaired(jax.lax.custom_linear_solve(in_pairs, right, _conjugate_gradients, symmetric=True), x)
+    right = trees.ravel(operator(gradient_step(moved)))
+    w = trees.unravel(x, jax.lax.custom_linear_solve(matvec, right, _conjugate_gradients, symmetric=True))
     dx = trees.combine((one, moved), (one, operator(w)))
 
     def objective(data: Composite) -> jax.Array:
@@ -92,22 +91,9 @@ def _linearized(function: Callable[[PyTree], PyTree], point: PyTree) -> tuple[Py
     return cast("Any", jax.linearize)(function, point)
 
 
-def _pairs(tree: PyTree) -> PyTree:
-    return jax.tree.map(trees.as_pairs, tree)
-
-
-def _unpaired(tree: PyTree, like: PyTree) -> PyTree:
-    def unpair(leaf: jax.Array, example: jax.Array) -> jax.Array:
-        return trees.as_complex(leaf) if jnp.iscomplexobj(example) else leaf
-
-    return jax.tree.map(unpair, tree, like)
-
-
-def _conjugate_gradients(matvec: Callable[[PyTree], PyTree], right: PyTree) -> PyTree:
-    leaves: list[jax.Array] = jax.tree.leaves(right)
-    size = sum(leaf.size for leaf in leaves)
-    tol = rounding_unit(right)
-    return cast("Any", jax.scipy.sparse.linalg.cg)(matvec, right, tol=tol, maxiter=10 * size + 100)[0]
+def _conjugate_gradients(matvec: Callable[[jax.Array], jax.Array], right: jax.Array) -> jax.Array:
+    tol = float(jnp.finfo(right.dtype).eps)
+    return cast("Any", jax.scipy.sparse.linalg.cg)(matvec, right, tol=tol, maxiter=10 * right.size + 100)[0]
 
 
 def _zero_tangent(leaf: jax.Array) -> Any:
