@@ -44,6 +44,7 @@ class AcceleratedState(NamedTuple):
     at_reference: jax.Array  # x is x_ref, bool
     paired: jax.Array  # y' and g' may be used, bool
     reverts: jax.Array  # since F(x_ref) was set, int32
+    outside: jax.Array  # the last of them left the domain, bool
     still: jax.Array  # steps in a row that rounding swallows, int32
     report: Report
 
@@ -94,6 +95,7 @@ def init(composite: Composite, params: PyTree, start: Start) -> AcceleratedState
         at_reference=yes,
         paired=no,
         reverts=count,
+        outside=no,
         still=count,
         report=empty_report(),
     )
@@ -137,12 +139,13 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
     settled = settles(state.fresh, residual, scale, ending) & ~reverts & ~still_probing
 
     # 5, 6: momentum and restart.
-    tiny = (length <= unit**2 * size) & jnp.isinf(state.longest)
-    still = jnp.where(tiny, increment(state.still), 0)
+    still = jnp.where(length <= unit**2 * size, increment(state.still), 0)
     falls = improves & (model < state.reference_value)
     reverted = jnp.where(falls, 0, state.reverts + reverts.astype(jnp.int32))
     finite = jnp.isfinite(evaluation.value) & jnp.isfinite(slope)
-    stalled = (ending.tol > 0) & ((still >= STILL_STEPS) | (finite & (reverted > MOST_REVERTS)))
+    outside = jnp.where(reverts, ~jnp.isfinite(model), state.outside & ~falls)
+    exhausted = (still >= STILL_STEPS) | (reverted > MOST_REVERTS)
+    stalled = (ending.tol > 0) & exhausted & ~outside
     restarts = (turn >= 0) | stalled | lands(residual, scale, ending)
     t = (1 + jnp.sqrt(1 + 4 * jnp.where(begins, 1, state.step_size / s) * state.t**2)) / 2
     cautious = (before.restarts == 0) & (state.steps <= FISTA_STEPS)
@@ -171,7 +174,7 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
         stalled=stalled,
         unbounded=evaluation.value < floor,
         overshot=jnp.zeros((), jnp.bool),
-        broken=(begins & ~finite) | (~finite & (reverted > MOST_REVERTS)),
+        broken=(begins & ~finite) | (exhausted & outside),
     )
     return AcceleratedState(
         params=params,
@@ -196,6 +199,7 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
         at_reference=reverts,
         paired=~reverts,
         reverts=reverted,
+        outside=outside,
         still=still,
         report=report,
     )

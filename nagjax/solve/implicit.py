@@ -93,7 +93,8 @@ def _linearized(function: Callable[[PyTree], PyTree], point: PyTree) -> tuple[Py
 
 def _conjugate_gradients(matvec: Callable[[jax.Array], jax.Array], right: jax.Array) -> jax.Array:
     tol = float(jnp.finfo(right.dtype).eps)
-    return cast("Any", jax.scipy.sparse.linalg.cg)(matvec, right, tol=tol, maxiter=10 * right.size + 100)[0]
+    solution: Any = cast("Any", jax.scipy.sparse.linalg).cg(matvec, right, tol=tol, maxiter=10 * right.size + 100)
+    return solution[0]
 
 
 def _zero_tangent(leaf: jax.Array) -> Any:

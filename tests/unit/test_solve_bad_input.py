@@ -31,7 +31,7 @@ REFUSED = {
     "fun that returns a vector": (lambda: solve.minimize(lambda x: x, START), ValueError, "returns a real scalar"),
     "fun that returns an array of one": (lambda: solve.minimize(lambda x: x[:1], START), ValueError, "real scalar"),
     "fun that returns a complex number": (
-        lambda: solve.minimize(lambda x: jnp.sum(x) * 1j, START),
+        lambda: solve.minimize(lambda x: jnp.sum(x).astype(complex), START),
         ValueError,
         "real scalar",
     ),
@@ -108,7 +108,7 @@ def test_it_refuses(name):
     assert re.fullmatch(r"[a-z_.0-9]+: .+ must be .+, got .+; .+\.", str(raised.value), re.DOTALL)
 
 
-def curvature_at_best(message):
+def safe_step(message):
     return float(re.search(r"at most ([0-9.e+-]+);", message)[1])
 
 
@@ -122,12 +122,17 @@ def test_a_step_size_that_is_too_large_diverges_and_names_a_safe_one(method, fac
     assert int(solution.status) == Status.DIVERGED
     assert "too large" in solution.message
     # The curvature that a pair of points shows is at most L, so that 1 / L is never above the number given.
-    safe = curvature_at_best(solution.message)
+    safe = safe_step(solution.message)
     assert 0.99 / SMOOTHNESS <= safe < step
     assert float(squares(solution.params, MATRIX, TARGET)) <= float(squares(start, MATRIX, TARGET))
     assert float(solution.value) == pytest.approx(float(squares(solution.params, MATRIX, TARGET)), rel=1e-12)
-    retried = solve.minimize(squares, start, args=(MATRIX, TARGET), method="fista", step_size=0.99 * safe)
-    assert bool(retried.converged)
+    # Who follows the advice comes to an end.
+    for _ in range(5):
+        solution = solve.minimize(squares, start, args=(MATRIX, TARGET), method="fista", step_size=0.99 * safe)
+        if bool(solution.converged):
+            break
+        safe = safe_step(solution.message)
+    assert bool(solution.converged)
 
 
 @pytest.mark.parametrize("method", ["default", "boosted"])
@@ -175,7 +180,7 @@ def test_steps_that_leave_the_domain_are_taken_back(method):
 
 def test_a_function_that_turns_nan_everywhere_else_returns_the_best_point():
     def fun(x):
-        return jnp.where(jnp.all(x == 1), jnp.sum(x), jnp.nan * jnp.sum(x))
+        return jnp.sum(x) + jnp.where(jnp.all(x == 1), 0.0, jnp.nan)
 
     solution = solve.minimize(fun, jnp.ones(3))
     assert int(solution.status) == Status.NON_FINITE
