@@ -1,6 +1,7 @@
 """The default method: accelerated proximal steps of a size that the gradients show, with restarts and a guard."""
 
-from typing import NamedTuple
+import functools
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from nagjax.types import PyTree
 GROWTH = 1.2  # of the step size from one step to the next, at most
 FISTA_STEPS = 200  # the first cycle has FISTA's momentum up to here, then 1
 MOST_REVERTS = 60  # in a row: the step size has fallen by 2^60
+REVERT, STAY, RESTART, GO_ON = range(4)  # what a step comes to
 STILL_STEPS = 10  # in a row that rounding swallows
 
 
@@ -149,8 +151,8 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
     restarts = (turn >= 0) | stalled | lands(residual, scale, ending)
     t = (1 + jnp.sqrt(1 + 4 * jnp.where(begins, 1, state.step_size / s) * state.t**2)) / 2
     cautious = (before.restarts == 0) & (state.steps <= FISTA_STEPS)
-    momentum = jnp.where(restarts, 0, jnp.where(cautious, (state.t - 1) / t, 1))
-    correction = jnp.where(cautious & ~restarts, 0.5 * state.t / t, 0)
+    momentum = jnp.where(cautious, (state.t - 1) / t, 1)
+    correction = jnp.where(cautious, 0.5 * state.t / t, 0)
     extrapolated = trees.combine((jnp.ones_like(s), z), (momentum, forth), (-correction, back))
 
     # 7: the next state; a revert takes x_ref, and the end takes the query point itself.
@@ -158,7 +160,10 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
     reference = trees.select(improves, x, state.reference)
     fresh = restarts | reverts | ends
     stays = settled | (begins & ~finite)
-    params = trees.select(reverts, reference, trees.select(stays, x, z))
+    turn_taken = _detached(jnp.where(reverts, REVERT, jnp.where(stays, STAY, jnp.where(restarts, RESTART, GO_ON))))
+    back_to, kept, plain = (turn_taken == which for which in (REVERT, STAY, RESTART))
+    params = trees.select(back_to, reference, trees.select(kept, x, z))
+    query = trees.select(kept | plain | back_to, params, extrapolated)
     reference_value = jnp.where(improves, model, state.reference_value)
     reference_residual = jnp.where(improves, residual, state.reference_residual)
     largest = jnp.max(window)
@@ -178,7 +183,7 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
     )
     return AcceleratedState(
         params=params,
-        query=trees.select(reverts, reference, trees.select(settled, x, extrapolated)),
+        query=query,
         previous_query=y,
         previous_gradient=g,
         reference=reference,
@@ -203,3 +208,10 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
         still=still,
         report=report,
     )
+
+
+def _detached(index: jax.Array) -> jax.Array:
+    # XLA's CPU backend would compute the scalars behind an index again in the kernel of every leaf that uses it. It
+    # does not fuse across a conditional.
+    branches = [functools.partial(jnp.int32, which) for which in (REVERT, STAY, RESTART, GO_ON)]
+    return cast("jax.Array", jax.lax.switch(index, branches))

@@ -92,7 +92,7 @@ def _linearized(function: Callable[[PyTree], PyTree], point: PyTree) -> tuple[Py
 
 
 def _conjugate_gradients(matvec: Callable[[jax.Array], jax.Array], right: jax.Array) -> jax.Array:
-    tol = float(jnp.finfo(right.dtype).eps)
+    tol = float(np.finfo(np.dtype(right.dtype)).eps)
     solution: Any = cast("Any", jax.scipy.sparse.linalg).cg(matvec, right, tol=tol, maxiter=10 * right.size + 100)
     return solution[0]
 
