@@ -51,7 +51,7 @@ def inner_products(*pairs: tuple[PyTree, PyTree]) -> list[jax.Array]:
         for left, right in column:
             if trees.is_absent(left):
                 continue
-            if left.size < _LARGE:
+            if left.size < _LARGE and not _explicitly_sharded(left):
                 small[row].append(_products(left, right).astype(scalar_dtype()).reshape(-1))
             else:
                 totals[row] += _leaf_product(left, right)
@@ -65,6 +65,11 @@ def inner_products(*pairs: tuple[PyTree, PyTree]) -> list[jax.Array]:
     zero = jnp.zeros((), scalar_dtype())
     sums = cast("list[jax.Array]", jax.lax.reduce(folded, [zero] * len(folded), _add_all, (0,)))
     return [jnp.add(total, part) for total, part in zip(totals, sums, strict=True)]
+
+
+def _explicitly_sharded(leaf: Any) -> bool:
+    """Whether the type of an array says how it is sharded; such arrays are not reshaped at will."""
+    return any(axes is not None for axes in jax.typeof(leaf).sharding.spec)
 
 
 def _fold(rows: jax.Array) -> jax.Array:
@@ -112,3 +117,11 @@ def _sum_in_rows(products: jax.Array) -> jax.Array:
     rows = flat[:whole].reshape(_ROWS, -1)
     total = jnp.sum(jax.lax.reduce(rows, jnp.zeros((), flat.dtype), add, (0,)))
     return total if whole == flat.size else total + jnp.sum(flat[whole:])
+
+
+def power_of_largest(tree: PyTree) -> jax.Array:
+    """A power of 2 near the largest entry of a tree, which scales without rounding; 1 where there is none."""
+    sizes = [jnp.max(jnp.abs(leaf)).astype(scalar_dtype()) for leaf in jax.tree.leaves(tree) if leaf.size]
+    largest = jnp.max(jnp.stack(sizes)) if sizes else jnp.zeros((), scalar_dtype())
+    known = (largest > 0) & jnp.isfinite(largest)
+    return jnp.where(known, jnp.exp2(jnp.floor(jnp.log2(jnp.where(known, largest, 1)))), 1)

@@ -1,13 +1,14 @@
 """The default method: accelerated proximal steps of a size that the gradients show, with restarts and a guard."""
 
+import dataclasses
 import functools
 from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 
-from nagjax import trees
-from nagjax.reductions import inner_products, squared_norm
+from nagjax import proximal, trees
+from nagjax.reductions import inner_products, power_of_largest, squared_norm
 from nagjax.scalars import as_scalar, increment
 from nagjax.solve.composite import Composite, Evaluation
 from nagjax.solve.method import Ending, Method, Report, Start, empty_report, lands, lowest, scale_of, settles
@@ -23,12 +24,14 @@ STILL_STEPS = 10  # in a row that rounding swallows
 
 
 class AcceleratedState(NamedTuple):
-    """State of `default`: six trees of the parameters' structure and scalars."""
+    """State of `default`: six trees of the parameters' structure, and scalars."""
 
     params: PyTree  # x, the answer
     query: PyTree  # y
-    previous_query: PyTree  # y'
+    lead: PyTree  # y - x, which would lose digits as a difference of large numbers
+    moved: PyTree  # y - y', alike
     previous_gradient: PyTree  # g'
+    magnitude: jax.Array  # the largest entry of the first gradient; scalars here are those of F / magnitude
     reference: PyTree  # x_ref, where the last good cycle began
     start: Start
     start_size: jax.Array  # |x_0|^2
@@ -78,8 +81,10 @@ def init(composite: Composite, params: PyTree, start: Start) -> AcceleratedState
     return AcceleratedState(
         params=params,
         query=params,
-        previous_query=params,
+        lead=trees.zeros(params),
+        moved=trees.zeros(params),
         previous_gradient=trees.zeros(params),
+        magnitude=as_scalar(1.0),
         reference=params,
         start=start,
         start_size=squared_norm(params),
@@ -105,55 +110,66 @@ def init(composite: Composite, params: PyTree, start: Start) -> AcceleratedState
 
 def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation, ending: Ending) -> AcceleratedState:
     """One step; the numbers are those of the recipe in BUILD_NOTES.md."""
-    x, y, g, before = state.params, state.query, evaluation.gradient, state.report
-    unit = rounding_unit(y)
     begins = state.steps == 0
 
+    def kept_magnitude(gradient: PyTree) -> jax.Array:
+        del gradient
+        return state.magnitude
+
+    magnitude = cast("jax.Array", jax.lax.cond(begins, power_of_largest, kept_magnitude, evaluation.gradient))
+    given, raw = composite, evaluation
+    composite, evaluation = scaled(composite, evaluation, magnitude)
+    factor = jnp.where(begins, magnitude, 1)  # what `init` knew is not scaled yet
+    last_step, nonsmooth = state.step_size * factor, state.nonsmooth / factor
+
+    x, y, g, before = state.params, state.query, evaluation.gradient, state.report
+    unit = rounding_unit(y)
+
     # 1, 2: curvature and step.
-    moved, changed = trees.difference(y, state.previous_query), trees.difference(g, state.previous_gradient)
+    moved, changed = state.moved, trees.difference(g, state.previous_gradient)
     move, change, product, slope, ahead = inner_products(
-        (moved, moved), (changed, changed), (moved, changed), (g, g), (g, trees.difference(x, y))
+        (moved, moved), (changed, changed), (moved, changed), (g, g), (g, state.lead)
     )
-    measured, window = next_step(
-        state.step_size, state.window, move, change, product, slope, growth=GROWTH, unit=unit
-    )  # fmt: skip
+    measured, window = next_step(last_step, state.window, move, change, product, slope, growth=GROWTH, unit=unit)
     window = jnp.where(state.paired, window, state.window)
-    probing = begins & (state.step_size <= 0)
-    s = jnp.where(probing, probe(state.start_size, slope), jnp.where(state.paired, measured, state.step_size))
+    probing = begins & (last_step <= 0)
+    s = jnp.where(probing, probe(state.start_size, slope), jnp.where(state.paired, measured, last_step))
     s = jnp.minimum(s, state.longest)
 
     # 3: the guard. For convex f the model value is a lower bound of F(x), exact where y is x.
-    model = evaluation.value + ahead + state.nonsmooth
+    model = evaluation.value - ahead + nonsmooth
     improves = state.fresh & (model <= state.reference_value)
     allowed = model <= state.reference_value + state.slack * jnp.abs(state.reference_value)
     reverts = ~(improves | allowed | state.at_reference)
 
     # 4: the proximal step.
+    one = jnp.ones_like(s)
     z = composite.forward_backward(y, g, s)
-    back, forth = trees.difference(y, z), trees.difference(z, x)
-    length, turn, size = inner_products((back, back), (back, forth), (z, z))
-    residual = composite.residual(slope, length, size, s, unit)
+    u = trees.combine((-s, g)) if composite.is_smooth else trees.difference(z, y)
+    forth = trees.combine((one, state.lead), (one, u))  # z - x
+    length, turn, size, stride = inner_products((u, u), (u, forth), (z, z), (forth, forth))
+    residual = composite.residual(jnp.sqrt(slope), length, size, s, unit)
     # The probe is too short for a scale of residuals; the step after it is the first regular one.
     regular = state.steps == jnp.where(state.start.step_size > 0, 0, 1)
     scale = scale_of(state.start, begins | regular, residual, before.scale)
-    residual, scale = composite.error(y, evaluation, residual, scale)
+    residual, scale = given.error(y, raw, residual, scale)
     still_probing = probing & (slope > 0) & ~ending.close
     settled = settles(state.fresh, residual, scale, ending) & ~reverts & ~still_probing
 
     # 5, 6: momentum and restart.
-    still = jnp.where(length <= unit**2 * size, increment(state.still), 0)
+    still = jnp.where(stride <= unit**2 * size, increment(state.still), 0)
     falls = improves & (model < state.reference_value)
     reverted = jnp.where(falls, 0, state.reverts + reverts.astype(jnp.int32))
     finite = jnp.isfinite(evaluation.value) & jnp.isfinite(slope)
     outside = jnp.where(reverts, ~jnp.isfinite(model), state.outside & ~falls)
     exhausted = (still >= STILL_STEPS) | (reverted > MOST_REVERTS)
     stalled = (ending.tol > 0) & exhausted & ~outside
-    restarts = (turn >= 0) | stalled | lands(residual, scale, ending)
-    t = (1 + jnp.sqrt(1 + 4 * jnp.where(begins, 1, state.step_size / s) * state.t**2)) / 2
+    restarts = (turn <= 0) | stalled | lands(residual, scale, ending)
+    t = (1 + jnp.sqrt(1 + 4 * jnp.where(begins, 1, last_step / s) * state.t**2)) / 2
     cautious = (before.restarts == 0) & (state.steps <= FISTA_STEPS)
     momentum = jnp.where(cautious, (state.t - 1) / t, 1)
     correction = jnp.where(cautious, 0.5 * state.t / t, 0)
-    extrapolated = trees.combine((jnp.ones_like(s), z), (momentum, forth), (-correction, back))
+    lead = trees.combine((momentum, forth), (correction, u))
 
     # 7: the next state; a revert takes x_ref, and the end takes the query point itself.
     ends = settled | (reverts & ending.close)
@@ -163,17 +179,18 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
     turn_taken = _detached(jnp.where(reverts, REVERT, jnp.where(stays, STAY, jnp.where(restarts, RESTART, GO_ON))))
     back_to, kept, plain = (turn_taken == which for which in (REVERT, STAY, RESTART))
     params = trees.select(back_to, reference, trees.select(kept, x, z))
-    query = trees.select(kept | plain | back_to, params, extrapolated)
+    lead = trees.select(kept | plain | back_to, trees.zeros(lead), lead)
+    query = trees.combine((one, params), (one, lead))
     reference_value = jnp.where(improves, model, state.reference_value)
     reference_residual = jnp.where(improves, residual, state.reference_residual)
     largest = jnp.max(window)
-    floor = jnp.where(begins, lowest(evaluation.value, slope, state.start_size, unit), state.floor)
+    floor = jnp.where(begins, lowest(evaluation.value, jnp.sqrt(slope), state.start_size, unit), state.floor)
     report = Report(
-        value=jnp.where(reverts, reference_value, model),
+        value=jnp.where(reverts, reference_value, model) * magnitude,
         residual=jnp.where(reverts & ending.close, reference_residual, residual),
         scale=scale,
-        step_size=s,
-        safe_step=jnp.where(largest > 0, 1 / largest, jnp.inf),
+        step_size=s / magnitude,
+        safe_step=jnp.where(largest > 0, 1 / largest, jnp.inf) / magnitude,
         restarts=before.restarts + (restarts & ~reverts & ~ends).astype(jnp.int32),
         settled=ends,
         stalled=stalled,
@@ -184,8 +201,10 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
     return AcceleratedState(
         params=params,
         query=query,
-        previous_query=y,
+        lead=lead,
+        moved=trees.combine((one, u), (one, lead)),
         previous_gradient=g,
+        magnitude=magnitude,
         reference=reference,
         start=state.start,
         start_size=state.start_size,
@@ -208,6 +227,17 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
         still=still,
         report=report,
     )
+
+
+def scaled(composite: Composite, evaluation: Evaluation, magnitude: jax.Array) -> tuple[Composite, Evaluation]:
+    """F / magnitude, and its smooth part at the point: squares of its gradients neither overflow nor underflow."""
+    inverse = 1 / magnitude
+    smaller = evaluation._replace(
+        value=evaluation.value * inverse, gradient=trees.combine((inverse, evaluation.gradient))
+    )  # fmt: skip
+    if composite.is_smooth:
+        return composite, smaller
+    return dataclasses.replace(composite, prox=proximal.scale(composite.prox, inverse)), smaller
 
 
 def _detached(index: jax.Array) -> jax.Array:

@@ -26,13 +26,14 @@ CAUTION = 0.95  # step size over 1 / L
 
 
 class BoostedState(NamedTuple):
-    """State of `boosted`: that of the default method and 22 more trees of the parameters' size.
+    """State of `boosted`: that of the default method and 23 more trees of the parameters' size.
 
-    During a visit to the face `main.previous_query` is the base point u, `main.previous_gradient` its gradient, and
-    `main.params` the proximal step z from there.
+    During a visit to the face `base` is the point u that trials start from, `main.previous_gradient` its gradient, and
+    `main.params` the proximal step z from there. Scalars are those of F / magnitude, as in the default method.
     """
 
     main: accelerated.AcceleratedState
+    base: PyTree  # u
     pairs: Pairs
     change: jax.Array  # (y' - z') / s' of the last step where h couples coordinates, else empty
     face: jax.Array  # where the derivative of the operator is above 1/2, shape (n,)
@@ -99,6 +100,7 @@ def _init(composite: Composite, params: PyTree, start: Start) -> BoostedState:
     coupled = _coupled(composite, params)
     return BoostedState(
         main=accelerated.init(composite, params, start),
+        base=params,
         pairs=quasi_newton.no_pairs(vector),
         change=jnp.zeros_like(vector) if coupled else jnp.zeros((0,), vector.dtype),
         face=jnp.ones(vector.shape, jnp.bool),
@@ -117,14 +119,16 @@ def _init(composite: Composite, params: PyTree, start: Start) -> BoostedState:
 
 def _update(composite: Composite, state: BoostedState, evaluation: Evaluation, ending: Ending) -> BoostedState:
     """One step of either phase; the pair of the last two query points is kept in both."""
+    smaller, scaled = accelerated.scaled(composite, evaluation, state.main.magnitude)
     if not _coupled(composite, state.query):
         # Pairs of the gradient stay valid when the face changes; those of the residual map do not.
-        move = trees.ravel(trees.difference(state.query, state.main.previous_query))
-        change = trees.ravel(trees.difference(evaluation.gradient, state.main.previous_gradient))
+        from_base = trees.difference(state.query, state.base)
+        move = trees.ravel(trees.select(state.inside, from_base, state.main.moved))
+        change = trees.ravel(trees.difference(scaled.gradient, state.main.previous_gradient))
         state = state._replace(pairs=_remember(state.pairs, move, change, state.main.paired & ~state.entering))
 
     def visit(state: BoostedState) -> BoostedState:
-        return _visit(composite, state, evaluation, ending)
+        return _visit(composite, smaller, state, scaled, ending)
 
     def accelerate(state: BoostedState) -> BoostedState:
         return _accelerate(composite, state, evaluation, ending)
@@ -137,8 +141,8 @@ def _accelerate(composite: Composite, state: BoostedState, evaluation: Evaluatio
     main = accelerated.update(composite, state.main, evaluation, ending)
     s = main.report.step_size
     if _coupled(composite, y):
-        change = trees.ravel(trees.difference(y, main.params)) / _like(s, state.change)
-        move = trees.ravel(trees.difference(y, state.main.previous_query))
+        change = trees.ravel(trees.difference(y, main.params)) / _like(s * main.magnitude, state.change)
+        move = trees.ravel(state.main.moved)
         pairs = _remember(state.pairs, move, change - state.change, state.main.paired & regular)
         state = state._replace(pairs=pairs, change=change)
         face, same, least = state.face, jnp.ones((), jnp.bool), AGREEING_COUPLED
@@ -150,15 +154,8 @@ def _accelerate(composite: Composite, state: BoostedState, evaluation: Evaluatio
     waited = increment(state.waited)
     report = main.report
     landing = ending.land | report.stalled | report.settled | lands(report.residual, report.scale, ending)
-    enters = (
-        allowed
-        & regular
-        & (state.pairs.length > 0)
-        & main.paired
-        & ~landing
-        & (agreeing >= least)
-        & (waited >= state.wait)
-    )
+    ready = (state.pairs.length > 0) & (agreeing >= least) & (waited >= state.wait)
+    enters = allowed & ready & regular & main.paired & ~landing
     return state._replace(
         main=main._replace(
             query=trees.select(enters, main.params, main.query),
@@ -174,9 +171,11 @@ def _accelerate(composite: Composite, state: BoostedState, evaluation: Evaluatio
     )
 
 
-def _visit(composite: Composite, state: BoostedState, evaluation: Evaluation, ending: Ending) -> BoostedState:
+def _visit(
+    given: Composite, composite: Composite, state: BoostedState, evaluation: Evaluation, ending: Ending
+) -> BoostedState:
     main, w, g = state.main, state.query, evaluation.gradient
-    moved = trees.difference(w, main.previous_query)
+    moved = trees.difference(w, state.base)
     changed = trees.difference(g, main.previous_gradient)
     move, change, product = inner_products((moved, moved), (changed, changed), (moved, changed))
     curvature = local_smoothness(move, change, product)
@@ -184,7 +183,7 @@ def _visit(composite: Composite, state: BoostedState, evaluation: Evaluation, en
     shorter = ~state.entering & (shown * main.step_size > 1)
     s = jnp.where(shorter, CAUTION / shown, main.step_size)
 
-    old = _proposed(composite, main.previous_query, main.previous_gradient, state.base_value, s)
+    old = _proposed(composite, state.base, main.previous_gradient, state.base_value, s)
     new = _proposed(composite, w, g, evaluation.value, s)
     rounding = 10 * rounding_unit(w) * jnp.abs(old.envelope)
     level = (new.envelope <= old.envelope + rounding) & (new.squared <= old.squared)
@@ -196,10 +195,10 @@ def _visit(composite: Composite, state: BoostedState, evaluation: Evaluation, en
     accepts = state.entering | ((lower | level) & short & below)
     base: _Base = trees.select(accepts, new, old)
     slope, size = inner_products((base.gradient, base.gradient), (base.proposal, base.proposal))
-    residual = composite.residual(slope, base.squared, size, s, rounding_unit(w))
+    residual = composite.residual(jnp.sqrt(slope), base.squared, size, s, rounding_unit(w))
     scale = main.report.scale
-    at_base = Evaluation(base.value, base.gradient, None)
-    residual, scale = composite.error(base.point, at_base, residual, scale)
+    at_base = Evaluation(main.magnitude * base.value, trees.combine((main.magnitude, base.gradient)), None)
+    residual, scale = given.error(base.point, at_base, residual, scale)
     step = trees.ravel(trees.difference(base.point, base.proposal))
 
     if _coupled(composite, w):
@@ -224,15 +223,15 @@ def _visit(composite: Composite, state: BoostedState, evaluation: Evaluation, en
     report = main.report._replace(
         residual=residual,
         scale=scale,
-        step_size=s,
-        value=base.envelope,
+        step_size=s / main.magnitude,
+        value=base.envelope * main.magnitude,
         unbounded=base.value < main.floor,
     )
     return state._replace(
         main=main._replace(
             params=base.proposal,
             query=trees.select(leaves, base.proposal, following),
-            previous_query=base.point,
+            lead=trees.zeros(base.point),
             previous_gradient=base.gradient,
             nonsmooth=composite.nonsmooth(base.proposal),
             step_size=s,
@@ -244,6 +243,7 @@ def _visit(composite: Composite, state: BoostedState, evaluation: Evaluation, en
             paired=~leaves,
             report=report,
         ),
+        base=base.point,
         face=face,
         direction=direction,
         agreeing=jnp.where(leaves, 0, state.agreeing),

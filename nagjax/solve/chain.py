@@ -8,7 +8,7 @@ import optax
 
 from nagjax import checks, trees
 from nagjax.answers import eval_params, reset_momentum
-from nagjax.reductions import inner_products, squared_norm
+from nagjax.reductions import inner_products, power_of_largest, squared_norm
 from nagjax.scalars import as_scalar, increment
 from nagjax.solve.composite import Composite, Evaluation
 from nagjax.solve.method import Ending, Method, Report, Start, empty_report, lands, lowest, scale_of, settles
@@ -88,10 +88,13 @@ def chain(transformation: optax.GradientTransformation) -> Method:
         following = optax.apply_updates(y, updates)
 
         moved, changed = trees.difference(y, state.previous_query), trees.difference(g, state.previous_gradient)
+        magnitude = power_of_largest(g)
+        smaller = trees.combine((1 / magnitude, g))  # whose square neither overflows nor underflows
         move, change, slope, size, length = inner_products(
-            (moved, moved), (changed, changed), (g, g), (y, y), (updates, updates)
+            (moved, moved), (changed, changed), (smaller, smaller), (y, y), (updates, updates)
         )
-        seen = ~begins & (move > 0) & (change > (10 * unit) ** 2 * slope)
+        slope_norm = magnitude * jnp.sqrt(slope)
+        seen = ~begins & (move > 0) & (jnp.sqrt(change) > 10 * unit * slope_norm)
         sample = jnp.sqrt(change / jnp.where(move > 0, move, 1))
         curvature = jnp.where(seen, jnp.maximum(state.curvature, sample), state.curvature)
         safe_step = jnp.where(curvature > 0, 1 / curvature, jnp.inf)
@@ -99,11 +102,11 @@ def chain(transformation: optax.GradientTransformation) -> Method:
         x = _answer(following, opt_state)
         if composite.is_smooth:
             s = _field(opt_state, "step_size", jnp.where(jnp.isfinite(safe_step), safe_step, 1))
-            z, residual = x, composite.residual(slope, slope, size, s, unit)
+            z, residual = x, slope_norm
         else:
             s = as_scalar(_field(opt_state, "step_size", None))
             z = composite.forward_backward(y, g, s)
-            residual = composite.residual(slope, squared_norm(trees.difference(y, z)), size, s, unit)
+            residual = composite.residual(slope_norm, squared_norm(trees.difference(y, z)), size, s, unit)
         scale = scale_of(state.start, begins, residual, before.scale)
         start_value = jnp.where(begins, objective, state.start_value)
         finite = jnp.isfinite(f) & jnp.isfinite(slope)
@@ -135,7 +138,7 @@ def chain(transformation: optax.GradientTransformation) -> Method:
             curvature=curvature,
             start=state.start,
             start_value=start_value,
-            floor=jnp.where(begins, lowest(f, slope, size, unit), state.floor),
+            floor=jnp.where(begins, lowest(f, slope_norm, size, unit), state.floor),
             steps=increment(state.steps),
             fresh=stops,
             still=still,

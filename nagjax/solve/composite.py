@@ -72,13 +72,15 @@ class Composite:
     def residual(
         self, slope: jax.Array, length: jax.Array, size: jax.Array, step_size: jax.Array, unit: float
     ) -> jax.Array:
-        """|y - z| / s for z = prox_{s h}(y - s g), from |g|^2, |y - z|^2 and |z|^2; |g| where h = 0.
+        """|y - z| / s for z = prox_{s h}(y - s g), from |g|, |y - z|^2 and |z|^2; |g| where h = 0.
 
         Where steps are tiny, y - z is 0 in rounding, which is no residual.
         """
         if self.is_smooth:
-            return jnp.sqrt(slope)
-        return jnp.maximum(jnp.sqrt(length), FLOOR * unit * jnp.sqrt(size)) / step_size
+            return slope
+        rounding = unit * jnp.sqrt(size)
+        lost = (slope > 0) & (step_size * slope <= rounding)
+        return jnp.where(lost, jnp.maximum(jnp.sqrt(length), FLOOR * rounding), jnp.sqrt(length)) / step_size
 
     def nonsmooth(self, proposal: PyTree) -> jax.Array:
         """h at a point that its operator has returned."""

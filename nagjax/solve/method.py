@@ -117,5 +117,5 @@ def lands(residual: jax.Array, scale: jax.Array, ending: Ending) -> jax.Array:
 
 
 def lowest(value: jax.Array, slope: jax.Array, size: jax.Array, unit: float) -> jax.Array:
-    """A value that an objective reaches only if it is unbounded below, from |grad f|^2 and |x|^2 at the start."""
-    return value - (jnp.abs(value) + jnp.sqrt(slope) * (1 + jnp.sqrt(size))) / unit**1.5
+    """A value that an objective reaches only if it is unbounded below, from |grad f| and |x|^2 at the start."""
+    return value - (jnp.abs(value) + slope * (1 + jnp.sqrt(size))) / unit**1.5
