@@ -11,7 +11,7 @@ import optax
 from jax.typing import ArrayLike
 
 from nagjax import checks, proximal, trees
-from nagjax.scalars import as_scalar
+from nagjax.scalars import as_scalar, scalar_dtype
 from nagjax.solve.accelerated import default
 from nagjax.solve.arguments import check_iterations, check_method, check_numbers, check_problem, check_shapes
 from nagjax.solve.boosted import boosted
@@ -112,11 +112,16 @@ def minimize(
     check_floating("solve.minimize", init)
     if step_size is not None:
         first_step = step_size
-    elif isinstance(method, str):
-        method = WITHOUT_STEP.get(method, METHODS[method])
-    composite = hoisted(check_problem(fun, args, prox, has_aux, duality_gap), trees.map_present(_widened, init))
+    composite = hoisted(check_problem(fun, args, prox, has_aux, duality_gap), trees.map_present(widened, init))
+    numbers = [_strong(number) for number in (first_step, scale, tol)]
     solution: Solution = cast("Any", _compiled)(
-        composite, init, first_step, scale, tol, max_iters, method=method, records=records, progress=progress
+        composite,
+        init,
+        *numbers,
+        _count(max_iters),
+        method=named(method, step_size),
+        records=records,
+        progress=progress,
     )
     if throw:
         if not checks.is_known(solution.status):
@@ -127,7 +132,7 @@ def minimize(
     return solution
 
 
-def _solve(
+def solved(
     composite: Composite,
     init: PyTree,
     first_step: ArrayLike,
@@ -139,9 +144,12 @@ def _solve(
     records: int | None,
     progress: bool,
 ) -> Solution:
-    """The compiled part of `minimize`; what can be checked of shapes is checked here, once for each compilation."""
+    """The part of `minimize` that is compiled; shapes are checked here, once for each compilation.
+
+    A `first_step` of 0 is for the method to find, a `scale` of 0 for the first residual.
+    """
     init = trees.as_arrays(init)
-    params = trees.map_present(_widened, init)
+    params = trees.map_present(widened, init)
     check_shapes(composite, params)
     start = Start(as_scalar(first_step), as_scalar(scale))
     chosen = _resolved(method)
@@ -151,12 +159,31 @@ def _solve(
         state = chosen.init(composite, params, start)
         return run(composite, chosen, state, tol=tol, max_iters=max_iters, records=records, progress=progress)
 
-    most = jnp.minimum(max_iters, jnp.iinfo(jnp.int32).max - 1).astype(jnp.int32)
-    solution = differentiable(solver, composite, (params, start, as_scalar(tol), most))
+    solution = differentiable(solver, composite, (params, start, as_scalar(tol), jnp.asarray(max_iters)))
     return solution._replace(params=trees.map_present(_as_dtype_of, solution.params, init))
 
 
-_compiled = functools.partial(jax.jit, static_argnames=("method", "records", "progress"))(_solve)
+_compiled = functools.partial(jax.jit, static_argnames=("method", "records", "progress"))(solved)
+
+
+def _strong(number: ArrayLike) -> Any:
+    """A number in the dtype of scalars: a Python number has a type of its own, and would compile again."""
+    return np.asarray(number, scalar_dtype()) if checks.is_known(number) else as_scalar(number)
+
+
+def _count(max_iters: Any) -> Any:
+    """A count in 32 bits."""
+    most = np.iinfo(np.int32).max - 1
+    if checks.is_known(max_iters):
+        return np.asarray(min(int(max_iters), most), np.int32)
+    return jnp.minimum(max_iters, most).astype(jnp.int32)
+
+
+def named(
+    method: str | Method | optax.GradientTransformation, step_size: ArrayLike | None
+) -> str | Method | optax.GradientTransformation:
+    """The method that a name stands for where no step size is given; else as it is."""
+    return WITHOUT_STEP.get(method, method) if isinstance(method, str) and step_size is None else method
 
 
 def _resolved(method: str | Method | optax.GradientTransformation) -> Method:
@@ -165,7 +192,8 @@ def _resolved(method: str | Method | optax.GradientTransformation) -> Method:
     return method if isinstance(method, Method) else chain(method)
 
 
-def _widened(leaf: Any) -> Any:
+def widened(leaf: Any) -> Any:
+    """The array in at least 32 bits."""
     dtype = jnp.result_type(leaf)
     wide = trees.compute_dtype(dtype)
     return leaf if dtype == wide else jnp.asarray(leaf).astype(wide)
