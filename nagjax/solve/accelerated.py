@@ -137,7 +137,7 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
     s = jnp.minimum(s, state.longest)
 
     # 3: the guard. For convex f the model value is a lower bound of F(x), exact where y is x.
-    model = evaluation.value - ahead + nonsmooth
+    model = evaluation.value - jnp.where(state.fresh, 0, ahead) + nonsmooth
     improves = state.fresh & (model <= state.reference_value)
     allowed = model <= state.reference_value + state.slack * jnp.abs(state.reference_value)
     reverts = ~(improves | allowed | state.at_reference)
@@ -148,7 +148,7 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
     u = trees.combine((-s, g)) if composite.is_smooth else trees.difference(z, y)
     forth = trees.combine((one, state.lead), (one, u))  # z - x
     length, turn, size, stride = inner_products((u, u), (u, forth), (z, z), (forth, forth))
-    residual = composite.residual(jnp.sqrt(slope), length, size, s, unit)
+    residual = magnitude * composite.residual(jnp.sqrt(slope), length, size, s, unit)
     # The probe is too short for a scale of residuals; the step after it is the first regular one.
     regular = state.steps == jnp.where(state.start.step_size > 0, 0, 1)
     scale = scale_of(state.start, begins | regular, residual, before.scale)
@@ -157,13 +157,16 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
     settled = settles(state.fresh, residual, scale, ending) & ~reverts & ~still_probing
 
     # 5, 6: momentum and restart.
-    still = jnp.where(stride <= unit**2 * size, increment(state.still), 0)
     falls = improves & (model < state.reference_value)
     reverted = jnp.where(falls, 0, state.reverts + reverts.astype(jnp.int32))
-    finite = jnp.isfinite(evaluation.value) & jnp.isfinite(slope)
     outside = jnp.where(reverts, ~jnp.isfinite(model), state.outside & ~falls)
+    # A step that a pair far away has made short grows again, and does not count.
+    at_limit = (s * jnp.max(window) > 0.5) | outside
+    still = jnp.where((stride <= unit**2 * size) & at_limit, increment(state.still), 0)
+    finite = jnp.isfinite(evaluation.value) & jnp.isfinite(slope)
     exhausted = (still >= STILL_STEPS) | (reverted > MOST_REVERTS)
     stalled = (ending.tol > 0) & exhausted & ~outside
+    gives_up = exhausted & outside
     restarts = (turn <= 0) | stalled | lands(residual, scale, ending)
     t = (1 + jnp.sqrt(1 + 4 * jnp.where(begins, 1, last_step / s) * state.t**2)) / 2
     cautious = (before.restarts == 0) & (state.steps <= FISTA_STEPS)
@@ -176,7 +179,9 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
     reference = trees.select(improves, x, state.reference)
     fresh = restarts | reverts | ends
     stays = settled | (begins & ~finite)
-    turn_taken = _detached(jnp.where(reverts, REVERT, jnp.where(stays, STAY, jnp.where(restarts, RESTART, GO_ON))))
+    turn_taken = _detached(
+        jnp.where(reverts | gives_up, REVERT, jnp.where(stays, STAY, jnp.where(restarts, RESTART, GO_ON)))
+    )
     back_to, kept, plain = (turn_taken == which for which in (REVERT, STAY, RESTART))
     params = trees.select(back_to, reference, trees.select(kept, x, z))
     lead = trees.select(kept | plain | back_to, trees.zeros(lead), lead)
@@ -196,7 +201,7 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
         stalled=stalled,
         unbounded=evaluation.value < floor,
         overshot=jnp.zeros((), jnp.bool),
-        broken=(begins & ~finite) | (exhausted & outside),
+        broken=(begins & ~finite) | gives_up,
     )
     return AcceleratedState(
         params=params,

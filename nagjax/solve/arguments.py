@@ -30,7 +30,8 @@ def check_method(method: Any, step_size: ArrayLike | None, names: Mapping[str, M
     """Refuse what is no method, and a step size beside a chain, which has its own."""
     known = ", ".join(names)
     if not isinstance(method, str | Method | optax.GradientTransformation):
-        remedy = f"give one of {known}, an Optax chain or a solve.Method"
+        call = "call it, " if callable(method) else ""
+        remedy = f"{call}give one of {known}, an Optax chain or a solve.Method"
         checks.reject(NAME, "method", "a method", method, remedy, TypeError)
     if isinstance(method, str) and method not in names:
         checks.reject(NAME, "method", f"one of {known}", method, "or pass an Optax chain such as nagjax.ogm(L)")
@@ -50,6 +51,8 @@ def check_iterations(max_iters: Any, history: bool) -> int | None:
             checks.reject(NAME, "max_iters", "an integer of at least 0", max_iters, remedy, TypeError)
         checks.whole(NAME, "max_iters", count, 0, remedy)
         return count if history else None
+    if not jnp.issubdtype(max_iters.dtype, jnp.integer):
+        checks.reject(NAME, "max_iters", "an integer", max_iters.dtype, "cast it to int32", TypeError)
     if history:
         remedy = "its arrays need a length: pass an integer, or history=False"
         checks.reject(NAME, "max_iters", "known when history is asked for", max_iters, remedy)
@@ -69,6 +72,9 @@ def check_problem(
     if not isinstance(args, tuple):
         remedy = "write args=(data,) for one argument"
         checks.reject(NAME, "args", "a tuple", type(args).__name__, remedy, TypeError)
+    if duality_gap is not None and not callable(duality_gap):
+        remedy = "give a function (params, value, gradient), such as solve.least_squares_gap(...)"
+        checks.reject(NAME, "duality_gap", "a function", duality_gap, remedy, TypeError)
     chosen = proximal.zero() if prox is None else prox
     check_prox(NAME, chosen)
     return Composite(fun, chosen, cast("tuple[Any, ...]", args), has_aux, duality_gap)
@@ -86,9 +92,12 @@ def check_shapes(composite: Composite, params: PyTree) -> None:
     if not hasattr(found, "dtype") or found.shape or not jnp.issubdtype(found.dtype, jnp.floating):
         remedy = "sum over examples; with a pair (value, aux) pass has_aux=True"
         checks.reject(NAME, "fun", "a function that returns a real scalar", found, remedy)
+    penalty: Any = cast("Any", jax.eval_shape)(composite.prox.value, params)
+    if getattr(penalty, "shape", ()):
+        checks.reject(NAME, "prox", "a Prox whose value is a scalar", penalty, "sum over the parameters")
     returned: Any = cast("Any", jax.eval_shape)(composite.prox.prox, params, as_scalar(1.0))
     same = trees.structure(returned) == trees.structure(params)
-    shapes = [[leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (returned, params)]
+    shapes = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)] for tree in (returned, params)]
     if not same or shapes[0] != shapes[1]:
         remedy = "its operator has to return what it gets"
         checks.reject(NAME, "prox", "a Prox for parameters of this structure", returned, remedy)

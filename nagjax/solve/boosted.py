@@ -26,7 +26,7 @@ CAUTION = 0.95  # step size over 1 / L
 
 
 class BoostedState(NamedTuple):
-    """State of `boosted`: that of the default method and 23 more trees of the parameters' size.
+    """State of `boosted`: that of the default method and 22 more trees of the parameters' size.
 
     During a visit to the face `base` is the point u that trials start from, `main.previous_gradient` its gradient, and
     `main.params` the proximal step z from there. Scalars are those of F / magnitude, as in the default method.
@@ -125,7 +125,7 @@ def _update(composite: Composite, state: BoostedState, evaluation: Evaluation, e
         from_base = trees.difference(state.query, state.base)
         move = trees.ravel(trees.select(state.inside, from_base, state.main.moved))
         change = trees.ravel(trees.difference(scaled.gradient, state.main.previous_gradient))
-        state = state._replace(pairs=_remember(state.pairs, move, change, state.main.paired & ~state.entering))
+        state = state._replace(pairs=_remember(state.pairs, move, change, state.main.paired))
 
     def visit(state: BoostedState) -> BoostedState:
         return _visit(composite, smaller, state, scaled, ending)
@@ -161,6 +161,7 @@ def _accelerate(composite: Composite, state: BoostedState, evaluation: Evaluatio
             query=trees.select(enters, main.params, main.query),
             step_size=jnp.where(enters, CAUTION * main.step_size, main.step_size),
         ),
+        base=trees.select(enters, y, state.base),
         face=face,
         agreeing=agreeing,
         waited=waited,
@@ -180,13 +181,13 @@ def _visit(
     move, change, product = inner_products((moved, moved), (changed, changed), (moved, changed))
     curvature = local_smoothness(move, change, product)
     shown = jnp.minimum(curvature, STEEPEST / main.step_size)
-    shorter = ~state.entering & (shown * main.step_size > 1)
+    shorter = shown * main.step_size > 1
     s = jnp.where(shorter, CAUTION / shown, main.step_size)
 
     old = _proposed(composite, state.base, main.previous_gradient, state.base_value, s)
     new = _proposed(composite, w, g, evaluation.value, s)
     rounding = 10 * rounding_unit(w) * jnp.abs(old.envelope)
-    level = (new.envelope <= old.envelope + rounding) & (new.squared <= old.squared)
+    level = (new.envelope <= old.envelope + rounding) & (new.squared < old.squared)
     lower = new.envelope <= old.envelope - DECREASE * old.squared / s
     # The envelope bounds F where s is at most 1/L; for a longer step a low one means nothing.
     entry_value = jnp.where(state.entering, evaluation.value + main.nonsmooth, state.entry_value)
@@ -195,7 +196,7 @@ def _visit(
     accepts = state.entering | ((lower | level) & short & below)
     base: _Base = trees.select(accepts, new, old)
     slope, size = inner_products((base.gradient, base.gradient), (base.proposal, base.proposal))
-    residual = composite.residual(jnp.sqrt(slope), base.squared, size, s, rounding_unit(w))
+    residual = main.magnitude * composite.residual(jnp.sqrt(slope), base.squared, size, s, rounding_unit(w))
     scale = main.report.scale
     at_base = Evaluation(main.magnitude * base.value, trees.combine((main.magnitude, base.gradient)), None)
     residual, scale = given.error(base.point, at_base, residual, scale)
@@ -215,7 +216,7 @@ def _visit(
     trial = jnp.where(accepts, direction, 0.5 * (direction - step))
 
     lost = ~accepts & state.halved
-    leaves = lost | lands(residual, scale, ending)
+    leaves = lost | ((move == 0) & ~state.entering) | lands(residual, scale, ending)
     accepted = state.accepted + (accepts & ~state.entering).astype(jnp.int32)
     longer = jnp.minimum(2 * state.wait, MOST_WAITING)
     wait = jnp.where(leaves, jnp.where(accepted < GOOD_VISIT, longer, AGREEING), state.wait)

@@ -8,6 +8,7 @@ import optax
 
 from nagjax import checks, trees
 from nagjax.answers import eval_params, reset_momentum
+from nagjax.proximal.transform import ProximalStepState
 from nagjax.reductions import inner_products, power_of_largest, squared_norm
 from nagjax.scalars import as_scalar, increment
 from nagjax.solve.composite import Composite, Evaluation
@@ -48,8 +49,8 @@ def chain(transformation: optax.GradientTransformation) -> Method:
     """A method from an Optax transformation.
 
     `update` gets the gradient of the smooth part, `params`, and the keyword arguments `value`, `grad` and `value_fn` of
-    the smooth part, and `objective`, which is f + h at `params`. A transformation with a prox tells its step size in
-    a field `step_size` of its state, as those of nagjax do.
+    the smooth part, and with a prox `objective`, which is f + h at `params`. A transformation with a prox tells its
+    step size in a field `step_size` of its state, as those of nagjax do; its operator then runs twice a step.
     """
     tx = optax.with_extra_args_support(transformation)
 
@@ -58,7 +59,11 @@ def chain(transformation: optax.GradientTransformation) -> Method:
         takes_prox = _field(opt_state, "step_size", None) is not None
         if not composite.is_smooth and not takes_prox:
             remedy = "put proximal.step(prox, step_size) before accelerate; or use nagjax.fista(step_size, prox)"
-            checks.reject("solve.minimize", "method", "a chain with a proximal step for this prox", tx, remedy)
+            found = "one without"
+            checks.reject("solve.minimize", "method", "a chain with a proximal step for this prox", found, remedy)
+        if composite.is_smooth and _has_proximal_step(opt_state):
+            remedy = "pass the prox of the chain to minimize too: it needs its value and the residual"
+            checks.reject("solve.minimize", "prox", "given for a chain with a proximal step", None, remedy)
         count = jnp.zeros((), jnp.int32)
         return ChainState(
             params=params,
@@ -82,9 +87,10 @@ def chain(transformation: optax.GradientTransformation) -> Method:
         y, g, f, before = state.query, evaluation.gradient, evaluation.value, state.report
         begins, unit = state.steps == 0, rounding_unit(state.query)
         objective = f + as_scalar(composite.prox.value(y))
-        updates, opt_state = tx.update(
-            g, state.opt_state, y, value=f, grad=g, value_fn=composite.smooth, objective=objective
-        )
+        values = {"value": f, "grad": g, "value_fn": composite.smooth}
+        if not composite.is_smooth:
+            values["objective"] = objective
+        updates, opt_state = tx.update(g, state.opt_state, y, **values)
         following = optax.apply_updates(y, updates)
 
         moved, changed = trees.difference(y, state.previous_query), trees.difference(g, state.previous_gradient)
@@ -115,7 +121,8 @@ def chain(transformation: optax.GradientTransformation) -> Method:
         # Momentum may have left the domain: go on from the answer, and without momentum.
         outside = ~finite & ~state.fresh
         higher = ~(objective <= start_value) & ~begins & ~outside
-        overshot = higher & ~(residual <= scale / unit**0.5)
+        lost = ~finite & state.fresh & ~begins
+        overshot = lost | (higher & ~(residual <= scale / unit**0.5))
         still = jnp.where(length <= unit**2 * size, increment(state.still), 0)
         stalled = (ending.tol > 0) & (still >= STILL_STEPS)
 
@@ -158,6 +165,13 @@ def chain(transformation: optax.GradientTransformation) -> Method:
         )
 
     return Method(init, update)
+
+
+def _has_proximal_step(opt_state: Any) -> bool:
+    def is_step(node: object) -> bool:
+        return isinstance(node, ProximalStepState)
+
+    return any(is_step(node) for node in jax.tree.leaves(opt_state, is_leaf=is_step))
 
 
 def _answer(params: PyTree, opt_state: Any) -> PyTree:

@@ -68,7 +68,8 @@ def minimize(
             an Optax chain, such as `nagjax.fista(s, prox)`, `nagjax.ogm(L)` or `nagjax.acfgm(prox)`; or a
             `solve.Method`. Build chains once: each new one compiles.
         step_size: For "fista" the fixed step 1/L (None: backtracking); for "default" and "boosted" the first step.
-        tol: Relative tolerance, at least 0. With 0 a run never stops early.
+        tol: Relative tolerance, at least 0. With 0 a run never stops early. It is relative to the residual at the
+            start, so a start that is far out loosens it: run again from the parameters.
         max_iters: Most steps, at least 0; may be traced unless `history` is asked for.
         history: Record value, residual, step size and restarts of every step (`solve.History`).
         progress: Show a live line on standard error.
@@ -80,7 +81,7 @@ def minimize(
     Returns:
         A `Solution` with params, value, status, iterations, evaluations, residual, history, state and aux. `status` is
         a `solve.Status`, and `Solution.message` says in a sentence how the run ended. Memory of the loop: six trees
-        like the parameters ("boosted": 31).
+        like the parameters ("boosted": 28).
 
     Raises:
         TypeError: An argument has the wrong type; parameters are not floating-point.
@@ -107,6 +108,9 @@ def minimize(
     first_step: ArrayLike = 0.0
     scale: ArrayLike = 0.0
     if isinstance(init, Solution):
+        if np.ndim(init.status):
+            remedy = "take one, such as jax.tree.map(lambda leaf: leaf[-1], solution)"
+            checks.reject("solve.minimize", "init", "one Solution", f"a batch of {np.shape(init.status)}", remedy)
         report: Report = init.state.report
         init, first_step, scale = init.params, report.step_size, report.scale
     check_floating("solve.minimize", init)

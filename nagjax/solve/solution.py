@@ -34,7 +34,10 @@ class History(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """The result of `minimize`; a pytree of arrays."""
+    """The result of `minimize`; a pytree of arrays.
+
+    Where the status is DIVERGED or NON_FINITE, `value` and `aux` may be those of another point of the run.
+    """
 
     params: PyTree  # the answer, like `init`
     value: jax.Array  # F at `params`, scalar
@@ -88,9 +91,10 @@ def _sentence(status: int, iterations: int, residual: float, value: float, safe_
                 "returned: check the domain of fun, or constrain it by a prox."
             )
         case Status.STALLED:
+            fit = " With an Optax chain, see that its prox is the one of minimize." if residual > 1e-2 else ""
             return (
                 f"Stalled at rounding after {iterations} steps with relative residual {residual:.2g}: steps are below "
-                "the precision of the parameters; loosen tol or use float64."
+                f"the precision of the parameters; loosen tol or use float64.{fit}"
             )
 
 
