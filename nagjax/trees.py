@@ -85,9 +85,51 @@ def combine(*terms: tuple[jax.Array, PyTree]) -> PyTree:
     return map_present(leaf, *(tree for _, tree in terms))
 
 
+def add(a: PyTree, b: PyTree) -> PyTree:
+    """a + b, in the dtypes of a."""
+
+    def leaf(left: jax.Array, right: jax.Array) -> jax.Array:
+        return left + right.astype(left.dtype)
+
+    return map_present(leaf, a, b)
+
+
 def difference(a: PyTree, b: PyTree) -> PyTree:
-    """a - b, leaf by leaf."""
-    return map_present(jnp.subtract, a, b)
+    """a - b, in the dtypes of a."""
+
+    def leaf(left: jax.Array, right: jax.Array) -> jax.Array:
+        return left - right.astype(left.dtype)
+
+    return map_present(leaf, a, b)
+
+
+def wide(places: PyTree, tree: PyTree) -> PyTree:
+    """`tree` in its dtypes of computation, at the places where `places` is present."""
+
+    def widen(place: Any, leaf: Any) -> jax.Array:
+        del place
+        leaf = jnp.asarray(leaf)
+        return leaf.astype(compute_dtype(leaf.dtype))
+
+    return map_present(widen, places, tree)
+
+
+def like(reference: PyTree, tree: PyTree) -> PyTree:
+    """`tree` in the dtypes of `reference`."""
+
+    def leaf(x: jax.Array, own: Any) -> jax.Array:
+        return x.astype(jnp.asarray(own).dtype)
+
+    return map_present(leaf, tree, reference)
+
+
+def merged(tree: PyTree, changed: PyTree) -> PyTree:
+    """`changed`, and `tree` at the places where it is absent."""
+
+    def choose(old: Any, new: Any) -> Any:
+        return old if is_absent(new) else new
+
+    return map_present(choose, tree, changed)
 
 
 def select(flag: jax.Array, if_true: PyTree, if_false: PyTree) -> PyTree:
@@ -109,20 +151,35 @@ def as_complex(leaf: jax.Array) -> jax.Array:
     return leaf if jnp.iscomplexobj(leaf) else jax.lax.complex(leaf[..., 0], leaf[..., 1])
 
 
-def ravel(tree: PyTree) -> jax.Array:
-    """All leaves as one real vector, complex ones as pairs."""
-    leaves = [as_pairs(leaf).reshape(-1) for leaf in jax.tree.leaves(tree)]
-    dtype = jnp.dtype(np.result_type(*(leaf.dtype for leaf in leaves)))
-    return jnp.concatenate([leaf.astype(dtype) for leaf in leaves]) if len(leaves) > 1 else leaves[0]
+def joined(parts: list[jax.Array]) -> jax.Array:
+    """Vectors end to end in their common dtype."""
+    if not parts:
+        return jnp.zeros((0,))
+    dtype = jnp.dtype(np.result_type(*(part.dtype for part in parts)))
+    return jnp.concatenate([part.astype(dtype) for part in parts]) if len(parts) > 1 else parts[0]
 
 
-def unravel(like: PyTree, vector: jax.Array) -> PyTree:
-    """The inverse of `ravel`, in the structure, shapes and dtypes of `like`."""
+def split(reference: PyTree, vector: jax.Array) -> PyTree:
+    """Consecutive parts of a vector, in the structure, shapes and dtypes of `reference`."""
     parts: list[jax.Array] = []
     start = 0
-    for leaf in jax.tree.leaves(like):
-        pairs = as_pairs(leaf)
-        part = vector[start : start + pairs.size].reshape(pairs.shape).astype(pairs.dtype)
-        parts.append(as_complex(part) if jnp.iscomplexobj(leaf) else part)
-        start += pairs.size
-    return cast("Any", jax.tree.structure(like)).unflatten(parts)
+    for leaf in jax.tree.leaves(reference):
+        x = jnp.asarray(leaf)
+        part = vector[start : start + x.size].reshape(x.shape)
+        parts.append((part if jnp.iscomplexobj(x) else part.real).astype(x.dtype))
+        start += x.size
+    return cast("Any", jax.tree.structure(reference)).unflatten(parts)
+
+
+def ravel(tree: PyTree) -> jax.Array:
+    """All leaves as one real vector, complex ones as pairs."""
+    return joined([as_pairs(leaf).reshape(-1) for leaf in jax.tree.leaves(tree)])
+
+
+def unravel(reference: PyTree, vector: jax.Array) -> PyTree:
+    """The inverse of `ravel`, in the structure, shapes and dtypes of `reference`."""
+
+    def leaf(own: jax.Array, part: jax.Array) -> jax.Array:
+        return as_complex(part) if jnp.iscomplexobj(own) else part
+
+    return jax.tree.map(leaf, reference, split(jax.tree.map(as_pairs, reference), vector))

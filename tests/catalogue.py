@@ -10,7 +10,7 @@ import pytest
 from jax.typing import ArrayLike
 
 import nagjax
-from nagjax import adaptive, conventions, momentum, restart, step_sizes, storage
+from nagjax import adaptive, conventions, momentum, proximal, restart, step_sizes, storage
 from nagjax.descent import scale_by_learning_rate
 from nagjax.proximal import Prox
 
@@ -117,7 +117,20 @@ BASE_STEPS = (
     ),
 )
 
-METHODS = RULES + RESTARTS + STORAGES + OPTIMIZERS + CONVENTIONS + BASE_STEPS
+PROXIMAL = (
+    Method("fista, prox", lambda rate: nagjax.fista(rate, proximal.l1(0.01))),
+    Method(
+        "proximal step, gradient restart",
+        lambda rate: optax.chain(
+            scale_by_learning_rate(rate),
+            proximal.step(proximal.l1(0.01), rate),
+            nagjax.accelerate(momentum.fista(), restart=restart.gradient()),
+        ),
+        restarts=True,
+    ),
+)
+
+METHODS = RULES + RESTARTS + STORAGES + OPTIMIZERS + CONVENTIONS + BASE_STEPS + PROXIMAL
 
 
 class Adaptive(NamedTuple):
@@ -162,7 +175,8 @@ def _momentum(axis=None):
     return nagjax.accelerate(momentum.fista(), restart=restart.gradient(axis))
 
 
-# Their contract is in tests/unit/test_step_sizes.py. `make` ignores the step size where the method finds its own.
+# Their contract is in tests/unit/test_adaptive.py: they keep query points beside the velocity, and a reset keeps their
+# step size, so that a run after it is no fresh run. `make` ignores the step size where the method finds its own.
 ADAPTIVE = (
     Adaptive(
         "curvature",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from nagjax import checks
+from nagjax import checks, trees
 from nagjax.proximal.prox import Prox
 from nagjax.reductions import AxisName
 from nagjax.scalars import as_scalar, increment, scalar_dtype
@@ -141,7 +141,7 @@ def acfgm(
         updates: PyTree, state: Any, params: PyTree | None = None, *, value: Any = None, **extra: Any
     ) -> tuple[PyTree, AcfgmState]:
         del extra
-        params, updates = pairs.required_params(name, params), pairs.as_gradient(updates)
+        params, updates = pairs.required_params(name, params), trees.as_arrays(updates)
         raw = pairs.required_value(name, value)
         present = as_scalar(raw)
         pair, memory = pairs.measure(name, state.memory, params, updates, axis_name)
@@ -158,14 +158,14 @@ def acfgm(
         age = jnp.where(starts, opened.astype(jnp.int32), increment(state.age))
 
         one = jnp.ones_like(step.tau)
-        displacement = pairs.combine((jnp.where(starts, 0, one), pairs.read(name, state.displacement, updates)))
-        averaged = pairs.add(pairs.wide(updates, params), displacement)
+        displacement = trees.combine((jnp.where(starts, 0, one), pairs.read(name, state.displacement, updates)))
+        averaged = trees.add(trees.wide(updates, params), displacement)
         u = pairs.step_of(prox, averaged, updates, step.step_size)  # z_t - y_{t-1}
         weight = 1 / (1 + step.tau)
-        moved = pairs.combine((weight, displacement), (weight, u))
-        displacement = pairs.combine((step.tau * weight, displacement), (step.beta - weight, u))
+        moved = trees.combine((weight, displacement), (weight, u))
+        displacement = trees.combine((step.tau * weight, displacement), (step.beta - weight, u))
         # Before the method starts, y follows x.
-        displacement = pairs.combine((jnp.where(age > 0, one, 0), displacement))
+        displacement = trees.combine((jnp.where(age > 0, one, 0), displacement))
         new_state = AcfgmState(
             displacement=pairs.write(displacement, state.displacement),
             age=age,
@@ -176,7 +176,7 @@ def acfgm(
             smoothness=step.smoothness,
             memory=memory,
         )
-        return pairs.like(updates, moved), new_state
+        return trees.like(updates, moved), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from nagjax import trees
 from nagjax.reductions import AxisName
 from nagjax.scalars import scalar_dtype
 from nagjax.step_sizes import pairs
@@ -76,7 +77,7 @@ def adgd(
 
     def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, AdgdState]:
         del extra
-        params, updates = pairs.required_params(name, params), pairs.as_gradient(updates)
+        params, updates = pairs.required_params(name, params), trees.as_arrays(updates)
         pair, memory = pairs.measure(name, state.memory, params, updates, axis_name)
         fresh = state.step_size == 0
         last = jnp.where(fresh, first_step(initial, updates, params, pair, axis_name), state.step_size)
@@ -85,7 +86,7 @@ def adgd(
         grown = jnp.where(active, jnp.sqrt(1 + state.ratio) * last, last)
         capped = jnp.minimum(grown, 1 / (2 * jnp.where(lipschitz > 0, lipschitz, 1)))
         s = pairs.limited(jnp.where(lipschitz > 0, capped, jnp.where(jnp.isinf(grown), PROBE_GROWTH * last, grown)))
-        step = pairs.like(updates, pairs.step_of(None, params, updates, s))
+        step = trees.like(updates, pairs.step_of(None, params, updates, s))
         known = jnp.isfinite(state.ratio) | (lipschitz > 0)
         return step, AdgdState(s, jnp.where(active & known, s / last, state.ratio), memory)
 

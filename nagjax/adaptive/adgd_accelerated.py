@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from nagjax import checks
+from nagjax import checks, trees
 from nagjax.reductions import AxisName
 from nagjax.scalars import as_scalar, increment, scalar_dtype
 from nagjax.step_sizes import pairs
@@ -116,7 +116,7 @@ def adgd_accelerated(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, AdgdAcceleratedState]:
         del extra
-        params, updates = pairs.required_params(name, params), pairs.as_gradient(updates)
+        params, updates = pairs.required_params(name, params), trees.as_arrays(updates)
         pair, memory = pairs.measure(name, state.memory, params, updates, axis_name)
         a, b = as_scalar(growth), as_scalar(fraction)
         fresh = state.step_size == 0
@@ -141,7 +141,7 @@ def adgd_accelerated(
         decay = jnp.where(state.age == 1, 1, state.readout)
         step = pairs.step_of(None, params, updates, s)
         one = jnp.ones_like(s)
-        velocity = pairs.combine((decay, pairs.read(name, state.velocity, updates)), (one, step))
+        velocity = trees.combine((decay, pairs.read(name, state.velocity, updates)), (one, step))
         known = active & (seen | ~probing)
         new_state = AdgdAcceleratedState(
             velocity=pairs.write(velocity, state.velocity),
@@ -153,6 +153,6 @@ def adgd_accelerated(
             inverse_ratio=jnp.where(known, inverse / last_inverse, state.inverse_ratio),
             memory=memory,
         )
-        return pairs.like(updates, pairs.combine((one, step), (momentum, velocity))), new_state
+        return trees.like(updates, trees.combine((one, step), (momentum, velocity))), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)

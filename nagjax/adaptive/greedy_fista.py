@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from nagjax import checks
+from nagjax import checks, trees
 from nagjax.proximal.prox import Prox
 from nagjax.reductions import AxisName, inner_product, squared_norm
 from nagjax.scalars import as_scalar, increment, number, scalar_dtype
@@ -114,10 +114,10 @@ def greedy_fista(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, GreedyFistaState]:
         del extra
-        params, updates = pairs.required_params(name, params), pairs.as_gradient(updates)
+        params, updates = pairs.required_params(name, params), trees.as_arrays(updates)
         s = state.following
-        step = pairs.step_of(prox, pairs.wide(updates, params), updates, s)
-        velocity = pairs.add(step, pairs.read(name, state.velocity, updates))
+        step = pairs.step_of(prox, trees.wide(updates, params), updates, s)
+        velocity = trees.add(step, pairs.read(name, state.velocity, updates))
         product = inner_product(step, velocity, axis_name)
         keep = jnp.where((product <= 0) & jnp.isfinite(product), 0, jnp.ones_like(s))
 
@@ -125,7 +125,7 @@ def greedy_fista(
         fresh = state.step_size == 0
         first_move = jnp.where(fresh, move, state.first_move)
         shorter = jnp.maximum(as_scalar(shortest), as_scalar(shrink) * s)
-        kept = pairs.combine((keep, velocity))
+        kept = trees.combine((keep, velocity))
         new_state = GreedyFistaState(
             velocity=pairs.write(kept, state.velocity),
             readout=keep,
@@ -134,6 +134,6 @@ def greedy_fista(
             following=jnp.where(move > as_scalar(safeguard) * first_move, shorter, s),
             first_move=first_move,
         )
-        return pairs.like(updates, pairs.add(step, kept)), new_state
+        return trees.like(updates, trees.add(step, kept)), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)

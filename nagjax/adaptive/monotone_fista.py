@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from nagjax import checks
+from nagjax import checks, trees
 from nagjax.momentum.classical import next_t
 from nagjax.proximal.prox import Prox
 from nagjax.scalars import as_scalar, increment, scalar_dtype
@@ -103,7 +103,7 @@ def monotone_fista(step_size: ArrayLike, prox: Prox | None = None) -> optax.Grad
         value_fn: Any = None,
         **extra: Any,
     ) -> tuple[PyTree, MonotoneFistaState]:
-        params, updates = pairs.required_params(name, params), pairs.as_gradient(updates)
+        params, updates = pairs.required_params(name, params), trees.as_arrays(updates)
         present = as_scalar(pairs.required_value(name, value))
         function = pairs.required_function(name, value_fn, extra)
         fresh = state.age == 0
@@ -113,17 +113,17 @@ def monotone_fista(step_size: ArrayLike, prox: Prox | None = None) -> optax.Grad
         last = jnp.where(fresh, present + pairs.penalty(prox, params), state.answer_value)
 
         displacement = pairs.read(name, state.displacement, updates)
-        step = pairs.step_of(prox, pairs.wide(updates, params), updates, s)  # z - y
-        proposed = pairs.merged(params, pairs.like(params, pairs.add(pairs.wide(updates, params), step)))
+        step = pairs.step_of(prox, trees.wide(updates, params), updates, s)  # z - y
+        proposed = trees.merged(params, trees.like(params, trees.add(trees.wide(updates, params), step)))
         reached = as_scalar(function(proposed)) + pairs.penalty(prox, proposed)
         better = reached <= last
         taken = jnp.where(better, jnp.ones_like(s), 0)
 
         one = jnp.ones_like(s)
-        total = pairs.add(step, displacement)  # z_k - x_{k-1}
+        total = trees.add(step, displacement)  # z_k - x_{k-1}
         weight = jnp.where(better, t - 1, t) / after
-        ahead = pairs.combine((weight, total))
-        moved = pairs.combine((taken, step), (taken - one, displacement), (one, ahead))
+        ahead = trees.combine((weight, total))
+        moved = trees.combine((taken, step), (taken - one, displacement), (one, ahead))
         new_state = MonotoneFistaState(
             displacement=pairs.write(ahead, state.displacement),
             age=increment(state.age),
@@ -132,6 +132,6 @@ def monotone_fista(step_size: ArrayLike, prox: Prox | None = None) -> optax.Grad
             step_size=s,
             function_evaluations=increment(state.function_evaluations),
         )
-        return pairs.like(updates, moved), new_state
+        return trees.like(updates, moved), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)

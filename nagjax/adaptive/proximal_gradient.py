@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from nagjax import checks
+from nagjax import checks, trees
 from nagjax.proximal.prox import Prox
 from nagjax.reductions import AxisName
 from nagjax.scalars import scalar_dtype
@@ -98,7 +98,7 @@ def adaptive_proximal_gradient(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, AdaptiveProximalGradientState]:
         del extra
-        params, updates = pairs.required_params(name, params), pairs.as_gradient(updates)
+        params, updates = pairs.required_params(name, params), trees.as_arrays(updates)
         pair, memory = pairs.measure(name, state.memory, params, updates, axis_name)
         fresh = state.step_size == 0
         last = jnp.where(fresh, first_step(initial, updates, params, pair, axis_name), state.step_size)
@@ -117,7 +117,7 @@ def adaptive_proximal_gradient(
         s = pairs.limited(jnp.where(active, jnp.where(probing, start, later), last))
         following = jnp.where(probing, jnp.where(seen, _FIRST_RATIO, jnp.inf), s / last)
 
-        step = pairs.like(updates, pairs.step_of(prox, pairs.wide(updates, params), updates, s))
+        step = trees.like(updates, pairs.step_of(prox, trees.wide(updates, params), updates, s))
         return step, AdaptiveProximalGradientState(s, jnp.where(active, following, state.ratio), memory)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -17,7 +17,6 @@ from nagjax.proximal.parameters import (
     thresholds,
     total,
     tree_norm,
-    unravel,
 )
 from nagjax.proximal.prox import Prox
 from nagjax.scalars import as_scalar
@@ -102,7 +101,7 @@ def _simplex_prox(radius: Any, params: PyTree, step_size: Any, *, axis: int | No
     del step_size
     if axis is None:
         v = ravel("proximal.simplex", params, real=True)
-        return unravel(params, _above(v, as_scalar(radius).astype(v.dtype))) if v.size else params
+        return trees.split(params, _above(v, as_scalar(radius).astype(v.dtype))) if v.size else params
 
     def operator(x: jax.Array) -> jax.Array:
         if not -x.ndim <= axis < x.ndim:
@@ -150,8 +149,8 @@ def _l1_ball_prox(radius: Any, params: PyTree, step_size: Any) -> PyTree:
     r = thresholds(1.0, as_scalar(radius), sizes)
     inside = jnp.sum(sizes) <= r
     if not jnp.iscomplexobj(v):
-        return unravel(params, jnp.where(inside, v, jnp.sign(v) * _above(sizes, r)))
-    return unravel(params, trees.scaled(jnp.where(inside, 1, ratio(_above(sizes, r), sizes)), v))
+        return trees.split(params, jnp.where(inside, v, jnp.sign(v) * _above(sizes, r)))
+    return trees.split(params, trees.scaled(jnp.where(inside, 1, ratio(_above(sizes, r), sizes)), v))
 
 
 def l2_ball(radius: Any = 1.0) -> Prox:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from nagjax import checks, trees
-from nagjax.proximal.parameters import bind, check, leafwise, narrowed, widened
+from nagjax.proximal.parameters import bind, check, leafwise, widened
 from nagjax.proximal.prox import Prox
 from nagjax.scalars import as_scalar, scalar_dtype
 from nagjax.types import PyTree
@@ -90,7 +90,7 @@ def _translate_value(prox: Prox, offset: PyTree, params: PyTree) -> jax.Array:
 
 def _translate_prox(prox: Prox, offset: PyTree, params: PyTree, step_size: Any) -> PyTree:
     wide = _shifted(offset, widened("proximal.translate", params), -1)
-    return narrowed(_shifted(offset, prox.prox(wide, step_size), 1), params)
+    return trees.like(params, _shifted(offset, prox.prox(wide, step_size), 1))
 
 
 def conjugate(prox: Prox, value: Any = None) -> Prox:
@@ -142,7 +142,7 @@ def _conjugate_prox(prox: Prox, params: PyTree, step_size: Any) -> PyTree:
     def rest(y: jax.Array, z: jax.Array) -> jax.Array:
         return y - trees.scaled(s, z)
 
-    return narrowed(trees.map_present(rest, wide, inner), params)
+    return trees.like(params, trees.map_present(rest, wide, inner))
 
 
 def _is_part(node: object) -> bool:

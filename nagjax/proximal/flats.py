@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nagjax import checks, trees
-from nagjax.proximal.parameters import bind, indicator, leafwise, match, norm, ratio, ravel, unravel
+from nagjax.proximal.parameters import bind, indicator, leafwise, match, norm, ratio, ravel
 from nagjax.proximal.prox import Prox
 from nagjax.reductions import inner_product, squared_norm
 from nagjax.scalars import as_scalar
@@ -204,4 +204,4 @@ def _affine_value(matrix: Any, offset: Any, inverse: Any, params: PyTree) -> jax
 def _affine_prox(matrix: Any, offset: Any, inverse: Any, params: PyTree, step_size: Any) -> PyTree:
     del step_size
     x = _vector(matrix, params)
-    return unravel(params, x - _cast(inverse, x) @ (_cast(matrix, x) @ x - _cast(offset, x)))
+    return trees.split(params, x - _cast(inverse, x) @ (_cast(matrix, x) @ x - _cast(offset, x)))

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nagjax import checks
+from nagjax import checks, trees
 from nagjax.proximal.operators import shrink, soft_threshold, weighted_modulus
-from nagjax.proximal.parameters import bind, check_weights, leafwise, narrowed, norm, thresholds, total, widened
+from nagjax.proximal.parameters import bind, check_weights, leafwise, norm, thresholds, total, widened
 from nagjax.proximal.prox import Prox
 from nagjax.types import PyTree
 
@@ -190,4 +190,4 @@ def _sparse_prox(l1_weight: PyTree, group_weight: PyTree, params: PyTree, step_s
 
     # Between the two steps the leaves stay in their dtype of computation.
     wide = leafwise(layout.function, first, widened(layout.function, params), l1_weight=l1_weight)
-    return narrowed(_group_prox(group_weight, wide, step_size, layout=layout), params)
+    return trees.like(params, _group_prox(group_weight, wide, step_size, layout=layout))

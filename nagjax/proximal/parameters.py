@@ -96,15 +96,6 @@ def widened(function: str, params: PyTree) -> PyTree:
     return trees.map_present(functools.partial(wide, function), params)
 
 
-def narrowed(tree: PyTree, params: PyTree) -> PyTree:
-    """The tree with each leaf in the dtype of that of `params`."""
-
-    def narrow(leaf: Any, like: Any) -> jax.Array:
-        return leaf.astype(jnp.asarray(like).dtype)
-
-    return trees.map_present(narrow, tree, params)
-
-
 def _columns(
     function: str, params: PyTree, real: bool, shape: Callable[[jax.Array], tuple[int, ...]], named: dict[str, PyTree]
 ) -> list[tuple[Any, ...] | None]:
@@ -223,23 +214,4 @@ def indicator(violation: jax.Array, scale: jax.Array, params: PyTree) -> jax.Arr
 def ravel(function: str, params: PyTree, real: bool = False) -> jax.Array:
     """All present leaves as one vector, in flattened order."""
     parts = [wide(function, leaf, real).reshape(-1) for leaf in trees.leaves(params) if not trees.is_absent(leaf)]
-    if not parts:
-        return jnp.zeros((0,), scalar_dtype())
-    with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.result_type(*parts)
-    return jnp.concatenate([part.astype(dtype) for part in parts])
-
-
-def unravel(params: PyTree, vector: jax.Array) -> PyTree:
-    """The inverse of `ravel`: a tree with the structure, shapes and dtypes of `params`."""
-    results: list[Any] = []
-    start = 0
-    for leaf in trees.leaves(params):
-        if trees.is_absent(leaf):
-            results.append(leaf)
-            continue
-        x = jnp.asarray(leaf)
-        part = vector[start : start + x.size].reshape(x.shape)
-        results.append((part if jnp.iscomplexobj(x) else part.real).astype(x.dtype))
-        start += x.size
-    return trees.rebuild(params, results)
+    return trees.joined(parts) if parts else jnp.zeros((0,), scalar_dtype())

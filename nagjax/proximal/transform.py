@@ -80,16 +80,8 @@ def step(prox: Prox, step_size: ArrayLike | Schedule | None = None) -> optax.Gra
                 checks.reject("proximal.step", "step_size", "known", None, remedy)
             s = as_scalar(given)
         updates = trees.as_arrays(updates)
-
-        def forward(u: jax.Array, y: jax.Array) -> jax.Array:
-            dtype = trees.compute_dtype(u.dtype)
-            return y.astype(dtype) + u.astype(dtype)
-
-        def difference(u: jax.Array, y: jax.Array, z: jax.Array) -> jax.Array:
-            return (z - y.astype(z.dtype)).astype(u.dtype)
-
-        proposed = prox.prox(trees.map_present(forward, updates, params), s)
-        updates = trees.map_present(difference, updates, params, proposed)
+        proposed = prox.prox(trees.add(trees.wide(updates, updates), params), s)
+        updates = trees.like(updates, trees.difference(proposed, params))
         return updates, state if step_size is None else ProximalStepState(increment(state.steps), s)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -41,7 +41,8 @@ class AcceleratedState(NamedTuple):
     reference_residual: jax.Array
     slack: jax.Array  # tau, relative tolerance of the guard
     step_size: jax.Array  # s of the last step
-    longest: jax.Array  # the step size may not exceed this before F(x_ref) falls: set by a revert
+    taken: jax.Array  # s with which the cycle began
+    longest: jax.Array  # the step size may not exceed this: set by a revert, from which it grows
     window: jax.Array  # the last two samples of curvature, shape (2,)
     t: jax.Array  # momentum number
     steps: jax.Array  # k, int32
@@ -94,6 +95,7 @@ def init(composite: Composite, params: PyTree, start: Start) -> AcceleratedState
         reference_residual=as_scalar(jnp.inf),
         slack=as_scalar(10 * rounding_unit(params)),
         step_size=start.step_size,
+        taken=as_scalar(0.0),
         longest=as_scalar(jnp.inf),
         window=no_samples(),
         t=as_scalar(1.0),
@@ -219,8 +221,10 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
         reference_value=reference_value,
         reference_residual=reference_residual,
         slack=jnp.where(reverts, 10 * state.slack, state.slack),
-        step_size=jnp.where(reverts, s / 2, s),
-        longest=jnp.where(reverts, s / 2, jnp.where(falls, jnp.inf, state.longest)),
+        # Half of the step that left x_ref: that of the last one may be tiny, or may have grown again.
+        step_size=jnp.where(reverts, state.taken / 2, s),
+        taken=jnp.where(state.fresh | (state.steps <= 1), s, state.taken),
+        longest=jnp.where(reverts, state.taken / 2, jnp.where(falls, jnp.inf, GROWTH * state.longest)),
         window=window,
         t=jnp.where(fresh, 1, t),
         steps=increment(state.steps),

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from nagjax import checks
+from nagjax import checks, trees
 from nagjax.proximal.prox import Prox
 from nagjax.reductions import AxisName, inner_product, squared_norm
 from nagjax.scalars import as_scalar, scalar_dtype
 from nagjax.step_sizes import pairs
+from nagjax.transform import check_floating
 from nagjax.types import PyTree
 
 _SLACK = 16.0  # units of rounding of the values, below which their difference says nothing
@@ -116,7 +117,7 @@ def backtracking(
     following = optax.with_extra_args_support(inner)
 
     def init(params: PyTree) -> BacktrackingState:
-        pairs.check_parameters(name, params)
+        check_floating(name, params)
         step_size, trial, curvature = (jnp.zeros((), scalar_dtype()) for _ in range(3))
         return BacktrackingState(step_size, trial, curvature, jnp.zeros((), jnp.int32), following.init(params))
 
@@ -129,18 +130,18 @@ def backtracking(
         value_fn: Any = None,
         **extra: Any,
     ) -> tuple[PyTree, BacktrackingState]:
-        params, updates = pairs.required_params(name, params), pairs.as_gradient(updates)
+        params, updates = pairs.required_params(name, params), trees.as_arrays(updates)
         present = pairs.required_value(name, value)
         function = pairs.required_function(name, value_fn, extra)
-        slope, point = pairs.wide(updates, updates), pairs.wide(updates, params)
+        slope, point = trees.wide(updates, updates), trees.wide(updates, params)
         unit = _SLACK * pairs.rounding_unit((params, present))
         before = as_scalar(present)
 
         def attempt(s: jax.Array, evaluations: jax.Array) -> _Trial:
             # The test is about the point that will be evaluated: rounded to the dtype of the parameters.
-            proposed = pairs.like(params, pairs.forward(prox, point, slope, s))
-            step = pairs.subtract(pairs.wide(updates, proposed), point)
-            after, linear = as_scalar(function(pairs.merged(params, proposed))), inner_product(slope, step, axis_name)
+            proposed = trees.like(params, pairs.forward(prox, point, slope, s))
+            step = trees.difference(trees.wide(updates, proposed), point)
+            after, linear = as_scalar(function(trees.merged(params, proposed))), inner_product(slope, step, axis_name)
             room = squared_norm(step, axis_name) / (2 * s)
             size = jnp.abs(before) + jnp.where(jnp.isfinite(after), jnp.abs(after), 0)
             excess = after - before - linear - room
@@ -166,7 +167,7 @@ def backtracking(
         room = found.room * (1 - 1 / as_scalar(growth))
         grows = (found.excess + found.slack <= -room) & (found.room > 0)
         trial = pairs.limited(jnp.where(grows, as_scalar(growth) * s, s))
-        step = pairs.like(updates, pairs.step_of(prox, point, slope, s))
+        step = trees.like(updates, pairs.step_of(prox, point, slope, s))
         objective = extra.pop("objective", None)
         if objective is None:
             objective = before + pairs.penalty(prox, params)
@@ -208,7 +209,7 @@ def _lengthen(
         return ahead, attempt(pairs.limited(ahead.step_size / shrink), ahead.evaluations)
 
     last, ahead = jax.lax.while_loop(go_on, body, (first, first))
-    return _choose(_passes(ahead), ahead, last)._replace(evaluations=ahead.evaluations)
+    return trees.select(_passes(ahead), ahead, last)._replace(evaluations=ahead.evaluations)
 
 
 def _shorten(
@@ -229,10 +230,3 @@ def _shorten(
         return attempt(shrink * trial.step_size, trial.evaluations)
 
     return jax.lax.while_loop(go_on, body, first)
-
-
-def _choose(first: jax.Array, a: _Trial, b: _Trial) -> _Trial:
-    def select(x: jax.Array, y: jax.Array) -> jax.Array:
-        return jnp.where(first, x, y)
-
-    return jax.tree.map(select, a, b)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from nagjax import checks
+from nagjax import checks, trees
 from nagjax.proximal.prox import Prox
 from nagjax.reductions import AxisName, squared_norm
 from nagjax.scalars import as_scalar, scalar_dtype
@@ -69,7 +69,7 @@ def first_step(
     """The given first step size, or that of `probe`."""
     if initial is not None:
         return as_scalar(initial)
-    return probe(squared_norm(pairs.wide(gradient, params), axis_name), pair.squared_gradient)
+    return probe(squared_norm(trees.wide(gradient, params), axis_name), pair.squared_gradient)
 
 
 def no_samples() -> jax.Array:
@@ -206,7 +206,7 @@ def curvature(
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, CurvatureState]:
-        params, updates = pairs.required_params(name, params), pairs.as_gradient(updates)
+        params, updates = pairs.required_params(name, params), trees.as_arrays(updates)
         pair, memory = pairs.measure(name, state.memory, params, updates, axis_name)
         later, window = next_step(
             state.step_size,
@@ -218,12 +218,12 @@ def curvature(
             growth=growth,
             unit=rounding_unit((updates, params)),
         )
-        point = pairs.wide(updates, params)
+        point = trees.wide(updates, params)
         first = first_step(initial, updates, params, pair, axis_name)
         fresh = state.step_size == 0
         s = jnp.where(fresh, first, later)
         ratio = jnp.where(fresh, 1, state.step_size / s)
-        step = pairs.like(updates, pairs.step_of(prox, point, updates, s))
+        step = trees.like(updates, pairs.step_of(prox, point, updates, s))
         step, inner_state = following.update(step, state.inner, params, step_size=s, step_ratio=ratio, **extra)
         window = jnp.where(fresh, state.window, window)
         return step, CurvatureState(s, window, memory, inner_state)

@@ -1,6 +1,5 @@
 """What step-size rules and adaptive methods share: the last query point, steps of trees, values of functions."""
 
-import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
@@ -60,11 +59,6 @@ def zero_buffer(function: str, params: PyTree) -> PyTree:
     return _BUFFER.init(trees.as_arrays(params))
 
 
-def check_parameters(function: str, params: PyTree) -> None:
-    """Raise TypeError where a parameter is neither floating-point nor complex."""
-    check_floating(function, params)
-
-
 def measure(
     function: str, memory: Memory, params: PyTree, gradient: PyTree, axis_name: AxisName | None
 ) -> tuple[Pair, Memory]:
@@ -74,8 +68,8 @@ def measure(
     """
     slope = decode_checked(function, _BUFFER, memory.slope, gradient)
     query = _BUFFER.decode(memory.query, gradient)
-    point, now = wide(gradient, params), wide(gradient, gradient)
-    move, change = subtract(point, query), subtract(now, slope)
+    point, now = trees.wide(gradient, params), trees.wide(gradient, gradient)
+    move, change = trees.difference(point, query), trees.difference(now, slope)
     pair = Pair(
         squared_norm(move, axis_name),
         squared_norm(change, axis_name),
@@ -96,76 +90,18 @@ def write(new: PyTree, stored: PyTree) -> PyTree:
     return _BUFFER.encode(new, stored)
 
 
-def wide(gradient: PyTree, tree: PyTree) -> PyTree:
-    """`tree` in at least 32 bits, at the places where there is a gradient."""
-
-    def widen(g: jax.Array, leaf: Any) -> jax.Array:
-        del g
-        leaf = jnp.asarray(leaf)
-        return leaf.astype(trees.compute_dtype(leaf.dtype))
-
-    return trees.map_present(widen, gradient, tree)
-
-
-def combine(*terms: tuple[jax.Array, PyTree]) -> PyTree:
-    """The sum of real scalar * tree over all terms, in the dtypes of the first tree."""
-
-    def leaf(*arrays: jax.Array) -> jax.Array:
-        dtype = arrays[0].dtype
-        parts = [trees.scaled(factor, x.astype(dtype)) for (factor, _), x in zip(terms, arrays, strict=True)]
-        return functools.reduce(jnp.add, parts)
-
-    return trees.map_present(leaf, *(tree for _, tree in terms))
-
-
-def add(a: PyTree, b: PyTree) -> PyTree:
-    """a + b, in the dtypes of a."""
-
-    def leaf(left: jax.Array, right: jax.Array) -> jax.Array:
-        return left + right.astype(left.dtype)
-
-    return trees.map_present(leaf, a, b)
-
-
-def subtract(a: PyTree, b: PyTree) -> PyTree:
-    """a - b, in the dtypes of a."""
-
-    def leaf(left: jax.Array, right: jax.Array) -> jax.Array:
-        return left - right.astype(left.dtype)
-
-    return trees.map_present(leaf, a, b)
-
-
-def merged(params: PyTree, moved: PyTree) -> PyTree:
-    """`moved`, and `params` at the places where it is absent."""
-
-    def choose(old: Any, new: Any) -> Any:
-        return old if trees.is_absent(new) else new
-
-    return trees.map_present(choose, params, moved)
-
-
-def like(reference: PyTree, tree: PyTree) -> PyTree:
-    """`tree` in the dtypes of `reference`."""
-
-    def leaf(x: jax.Array, own: Any) -> jax.Array:
-        return x.astype(jnp.result_type(own))
-
-    return trees.map_present(leaf, tree, reference)
-
-
 def forward(prox: Prox | None, point: PyTree, gradient: PyTree, step_size: jax.Array) -> PyTree:
     """prox_{s h}(point - s * gradient), in the dtypes of `point`; without a prox the gradient step."""
     one = jnp.ones_like(step_size)
-    moved = combine((one, point), (-step_size, gradient))
+    moved = trees.combine((one, point), (-step_size, gradient))
     return moved if prox is None else prox.prox(moved, step_size)
 
 
 def step_of(prox: Prox | None, point: PyTree, gradient: PyTree, step_size: jax.Array) -> PyTree:
     """The step to `forward`; without a prox -s * gradient, which does not round to the size of `point`."""
     if prox is None:
-        return combine((-step_size, wide(gradient, gradient)))
-    return subtract(forward(prox, point, gradient, step_size), point)
+        return trees.combine((-step_size, trees.wide(gradient, gradient)))
+    return trees.difference(forward(prox, point, gradient, step_size), point)
 
 
 def penalty(prox: Prox | None, params: PyTree) -> jax.Array:
@@ -191,11 +127,6 @@ def required_params(function: str, params: PyTree | None) -> PyTree:
         remedy = "it compares query points: call `update(gradients, state, params)`"
         checks.reject(function, "params", "passed to update", None, remedy)
     return trees.as_arrays(params)
-
-
-def as_gradient(updates: PyTree) -> PyTree:
-    """The gradient with Python numbers made arrays."""
-    return trees.as_arrays(updates)
 
 
 def required_value(function: str, value: Any) -> jax.Array:

@@ -367,7 +367,7 @@ class TestBenchConvex:
         assert met["cancer: counts of the default over Optax L-BFGS at 1e-06"] is True
         assert met["default: spread of iterations over factors of the objective"] is False
         assert met["total variation, dual: gain in time of the default"] is False
-        assert met["3 problems under vmap: gain over a loop"] is True
+        assert met["3 problems under vmap: gain over a loop of minimize"] is True
         assert bench_convex_report.verdicts([], extras({"1": 3}))[0]["met"] is None
 
     def test_a_factor_of_the_objective_changes_no_iteration(self):

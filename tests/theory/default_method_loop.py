@@ -31,7 +31,7 @@ def run(problem: Problem, start: np.ndarray, steps: int, step_size: float | None
     """The recipe step by step: one value and one gradient at y, and nothing else."""
     x = y = reference = np.asarray(start, np.float64)
     y_before = g_before = None
-    s, t, tau = 0.0, 1.0, 10 * UNIT
+    s, t, tau, taken = 0.0, 1.0, 10 * UNIT, 0.0
     window: list[float] = []
     reference_value, longest, restarts, reverts, margin = np.inf, np.inf, 0, 0, np.inf
     fresh, at_reference = True, False
@@ -53,21 +53,23 @@ def run(problem: Problem, start: np.ndarray, steps: int, step_size: float | None
             s = s_before = 1e-3 * (1 + np.linalg.norm(start)) / np.linalg.norm(g)
         elif y_before is not None:
             s = _step_size(s, window, y - y_before, g - g_before, np.linalg.norm(g))
-        s = min(s, longest)  # after a revert, until F at the start of a cycle falls
+        s = min(s, longest)  # set by a revert, from which it grows until F at the start of a cycle falls
 
         model = f + g @ (x - y) + problem.nonsmooth(x)
         allowed = reference_value + tau * abs(reference_value)
+        left_with, taken = taken, s if fresh or k <= 1 else taken
         if fresh and model <= reference_value:
-            longest = np.inf if model < reference_value else longest
+            longest = np.inf if model < reference_value else 1.2 * longest
             reference, reference_value = x, model
         elif not model <= allowed and not at_reference:
             rows.append((reference, s, restarts))
             reverts += 1
             x = y = reference
-            s, t, tau, fresh, at_reference, y_before = s / 2, 1.0, 10 * tau, True, True, None
+            s, t, tau, fresh, at_reference, y_before = left_with / 2, 1.0, 10 * tau, True, True, None
             longest = s
             continue
         else:
+            longest *= 1.2
             above(allowed, model)
 
         z = problem.prox(y - s * g, s)

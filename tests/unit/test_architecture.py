@@ -74,7 +74,8 @@ def test_import_loads_neither_flax_nor_the_lazy_modules_nor_a_device():
     code = (
         "import sys, nagjax; from jax._src import xla_bridge\n"
         "optimizers = nagjax.nesterov(0.1), nagjax.item(2.0, 1.0), nagjax.triple_momentum(2.0, 1.0), nagjax.ogm(1.0)\n"
-        "loaded = [m for m in ('flax', 'nagjax.models', 'nagjax.problems', 'nagjax.solve', 'nagjax.theory') if m in sys.modules]\n"
+        "lazy = ('flax', 'nagjax.models', 'nagjax.problems', 'nagjax.solve', 'nagjax.theory')\n"
+        "loaded = [m for m in lazy if m in sys.modules]\n"
         "print(loaded, xla_bridge.backends_are_initialized())\n"
         "print(nagjax.theory.__name__, nagjax.problems.__name__)"
     )

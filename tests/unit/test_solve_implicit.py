@@ -1,5 +1,7 @@
 """Derivatives of solutions: closed forms, finite differences, and what has no derivative."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +25,7 @@ def lasso(weight, target, method="default"):
     ).params
 
 
+@functools.cache
 def active_set():
     """Of the lasso at weight 3: the active coordinates, their signs, and (A_A^T A_A)^{-1}."""
     x = np.asarray(lasso(3.0, TARGET))
@@ -37,30 +40,21 @@ def embedded(rows, on):
     return result
 
 
-@pytest.mark.parametrize(
-    ("mode", "method"), [(jax.jacfwd, "default"), (jax.jacrev, "default"), (jax.jacrev, "boosted")]
-)
-def test_the_derivative_of_a_lasso_in_its_weight_is_that_on_the_active_set(mode, method):
-    on, signs, _, inverse = active_set()
-    assert 2 <= np.sum(on) <= 11
-    expected = embedded(-inverse @ signs, on)
-    found = jax.jit(mode(lambda w: lasso(w, TARGET, method)))(3.0)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
-
-
 @pytest.mark.parametrize("mode", [jax.jacfwd, jax.jacrev])
-def test_the_derivative_of_a_lasso_in_its_data_is_that_on_the_active_set(mode):
-    on, _, columns, inverse = active_set()
-    found = jax.jit(mode(lasso, 1))(3.0, TARGET)
-    np.testing.assert_allclose(found, embedded(inverse @ columns.T, on), rtol=0, atol=1e-12)
-
-
-def test_the_derivative_in_one_weight_a_coordinate_is_a_column_of_the_inverse_on_the_active_set():
-    on, signs, _, inverse = active_set()
-    found = jax.jit(jax.jacrev(lambda w: lasso(w, TARGET)))(jnp.full(12, 3.0))
+def test_the_derivatives_of_a_lasso_in_its_data_and_in_one_weight_a_coordinate_are_those_on_the_active_set(mode):
+    on, signs, columns, inverse = active_set()
+    assert 2 <= np.sum(on) <= 11
+    by_weights, by_target = jax.jit(mode(lasso, (0, 1)))(jnp.full(12, 3.0), TARGET)
     expected = np.zeros((12, 12))
     expected[np.ix_(on, on)] = -inverse * signs[None, :]
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(by_weights, expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(by_target, embedded(inverse @ columns.T, on), rtol=0, atol=1e-12)
+
+
+def test_the_derivative_of_a_boosted_lasso_in_one_weight_for_all_is_that_on_the_active_set():
+    on, signs, _, inverse = active_set()
+    found = jax.jit(jax.jacrev(lambda w: lasso(w, TARGET, "boosted")))(3.0)
+    np.testing.assert_allclose(found, embedded(-inverse @ signs, on), rtol=0, atol=1e-12)
 
 
 def solution_of_ridge(weight):
@@ -187,8 +181,7 @@ def complex_data():
     return draw(15, 6), draw(15)
 
 
-@pytest.mark.parametrize("weight", [0.0, 4.0])
-def test_complex_solutions_have_the_derivatives_of_their_real_formulation(weight):
+def test_complex_solutions_have_the_derivatives_of_their_real_formulation():
     matrix, target = complex_data()
 
     def read(weight, shift):
@@ -207,10 +200,12 @@ def test_complex_solutions_have_the_derivatives_of_their_real_formulation(weight
         x = solve.minimize(loss, jnp.zeros((6, 2)), prox=prox, tol=1e-13).params
         return jnp.sum(jnp.sin(x[:, 0]) + x[:, 1] ** 2)
 
-    point = (weight, 0.5)
-    expected = jax.jit(jax.grad(read_real, (0, 1)))(*point)
-    if not weight:  # at weight 0 the derivative by it is one-sided: data alone
-        expected = expected[1:]
-    numbers = tuple(range(2))[-len(expected) :]
-    np.testing.assert_allclose(jax.jit(jax.jacfwd(read, numbers))(*point), expected, rtol=1e-8)
-    np.testing.assert_allclose(jax.jit(jax.grad(read, numbers))(*point), expected, rtol=1e-8)
+    real, forward, backward = (
+        jax.jit(mode(function, (0, 1)))
+        for mode, function in ((jax.grad, read_real), (jax.jacfwd, read), (jax.grad, read))
+    )
+    for weight in (0.0, 4.0):
+        compared = slice(None if weight else 1, None)  # at weight 0 the derivative by it is one-sided: data alone
+        expected = real(weight, 0.5)[compared]
+        np.testing.assert_allclose(forward(weight, 0.5)[compared], expected, rtol=1e-8)
+        np.testing.assert_allclose(backward(weight, 0.5)[compared], expected, rtol=1e-8)
