@@ -60,6 +60,15 @@ def zeros(tree: PyTree) -> PyTree:
     return jax.tree.map(zero, tree)
 
 
+def ones(tree: PyTree) -> PyTree:
+    """Ones of the shapes and dtypes of `tree`."""
+
+    def one(leaf: jax.Array) -> jax.Array:
+        return jnp.ones_like(leaf)
+
+    return jax.tree.map(one, tree)
+
+
 def compute_dtype(dtype: DTypeLike) -> jnp.dtype:
     """The dtype in which a velocity is computed: float32 for 8- and 16-bit leaves, else the leaf's own."""
     dtype = jnp.dtype(dtype)

@@ -142,7 +142,9 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
     model = evaluation.value - jnp.where(state.fresh, 0, ahead) + nonsmooth
     improves = state.fresh & (model <= state.reference_value)
     allowed = model <= state.reference_value + state.slack * jnp.abs(state.reference_value)
-    reverts = ~(improves | allowed | state.at_reference)
+    # Momentum may have left the domain: go on from the answer, and without momentum.
+    backs_off = ~jnp.isfinite(model) & ~state.fresh
+    reverts = ~(improves | allowed | state.at_reference | backs_off)
 
     # 4: the proximal step.
     one = jnp.ones_like(s)
@@ -161,7 +163,7 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
     # 5, 6: momentum and restart.
     falls = improves & (model < state.reference_value)
     reverted = jnp.where(falls, 0, state.reverts + reverts.astype(jnp.int32))
-    outside = jnp.where(reverts, ~jnp.isfinite(model), state.outside & ~falls)
+    outside = jnp.where(reverts | backs_off, ~jnp.isfinite(model), state.outside & ~falls)
     # A step that a pair far away has made short grows again, and does not count.
     at_limit = (s * jnp.max(window) > 0.5) | outside
     still = jnp.where((stride <= unit**2 * size) & at_limit, increment(state.still), 0)
@@ -179,8 +181,8 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
     # 7: the next state; a revert takes x_ref, and the end takes the query point itself.
     ends = settled | (reverts & ending.close)
     reference = trees.select(improves, x, state.reference)
-    fresh = restarts | reverts | ends
-    stays = settled | (begins & ~finite)
+    fresh = restarts | reverts | ends | backs_off
+    stays = settled | backs_off | (begins & ~finite)
     turn_taken = _detached(
         jnp.where(reverts | gives_up, REVERT, jnp.where(stays, STAY, jnp.where(restarts, RESTART, GO_ON)))
     )
@@ -222,7 +224,7 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
         reference_residual=reference_residual,
         slack=jnp.where(reverts, 10 * state.slack, state.slack),
         # Half of the step that left x_ref: that of the last one may be tiny, or may have grown again.
-        step_size=jnp.where(reverts, state.taken / 2, s),
+        step_size=jnp.where(reverts, state.taken / 2, jnp.where(backs_off, s / 2, s)),
         taken=jnp.where(state.fresh | (state.steps <= 1), s, state.taken),
         longest=jnp.where(reverts, state.taken / 2, jnp.where(falls, jnp.inf, GROWTH * state.longest)),
         window=window,
@@ -230,7 +232,7 @@ def update(composite: Composite, state: AcceleratedState, evaluation: Evaluation
         steps=increment(state.steps),
         fresh=fresh,
         at_reference=reverts,
-        paired=~reverts,
+        paired=~(reverts | backs_off),
         reverts=reverted,
         outside=outside,
         still=still,

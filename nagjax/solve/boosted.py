@@ -276,7 +276,7 @@ def _face(composite: Composite, y: PyTree, gradient: PyTree, s: jax.Array) -> ja
     def operator(point: PyTree) -> PyTree:
         return composite.prox.prox(point, s)
 
-    _, slopes = cast("Any", jax.jvp)(operator, (before,), (_ones(before),))
+    _, slopes = cast("Any", jax.jvp)(operator, (before,), (trees.ones(before),))
     return trees.ravel(slopes) > 0.5
 
 
@@ -290,13 +290,6 @@ def _remember(pairs: Pairs, move: jax.Array, change: jax.Array, keep: jax.Array)
     product, moves, changes = inner_products((move, change), (move, move), (change, change))
     curved = product > quasi_newton.CURVED * jnp.sqrt(moves * changes)
     return quasi_newton.push(pairs, move, change, keep & curved)
-
-
-def _ones(tree: PyTree) -> PyTree:
-    def one(leaf: jax.Array) -> jax.Array:
-        return jnp.ones_like(leaf)
-
-    return jax.tree.map(one, tree)
 
 
 def _like(scalar: jax.Array, vector: jax.Array) -> jax.Array:

@@ -12,16 +12,30 @@ import nagjax
 README = Path(__file__).parents[2] / "README.md"
 
 
+def blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+
+
 @pytest.mark.usefixtures("standard_promotion")
 def test_the_example_runs_and_finds_the_minimizer():
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    example, _ = blocks()
     names = {}
     exec(example, names)
     np.testing.assert_allclose(nagjax.eval_params(names["params"], names["state"]), jnp.ones(5), atol=1e-5)
 
 
+def test_the_example_of_the_solver_converges_to_one_exact_zero():
+    _, example = blocks()
+    names = {}
+    exec(example, names)
+    solution = names["solution"]
+    # With x_1 = 0 the other coordinate is soft-thresholded least squares: (b'a - 1) / a'a.
+    np.testing.assert_allclose(solution.params, [0, (28 - 1) / 56], atol=1e-6)
+    assert float(solution.params[0]) == 0.0
+
+
 def test_every_name_in_the_tables_exists():
-    for module, name in re.findall(r"`(momentum|restart|storage|conventions|nagjax)\.(\w+)", README.read_text()):
+    for module, name in re.findall(r"`(momentum|restart|storage|conventions|proximal|solve|adaptive|step_sizes|nagjax)\.(\w+)", README.read_text()):
         assert hasattr(nagjax if module == "nagjax" else getattr(nagjax, module), name), name
 
 
