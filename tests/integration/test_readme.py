@@ -35,7 +35,8 @@ def test_the_example_of_the_solver_converges_to_one_exact_zero():
 
 
 def test_every_name_in_the_tables_exists():
-    for module, name in re.findall(r"`(momentum|restart|storage|conventions|proximal|solve|adaptive|step_sizes|nagjax)\.(\w+)", README.read_text()):
+    modules = "momentum|restart|storage|conventions|proximal|solve|adaptive|step_sizes|nagjax"
+    for module, name in re.findall(rf"`({modules})\.(\w+)", README.read_text()):
         assert hasattr(nagjax if module == "nagjax" else getattr(nagjax, module), name), name
 
 

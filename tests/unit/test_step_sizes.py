@@ -228,7 +228,10 @@ def test_keyword_arguments_of_the_function_are_handed_on_as_in_optax():
 
 def test_values_within_their_rounding_pass_the_descent_test():
     """At the optimum of a shifted function in float32 the step stays, whatever the noise of the values."""
-    shifted = lambda x: bowl(x) + jnp.float32(1e4)  # noqa: E731
+
+    def shifted(x):
+        return bowl(x) + jnp.float32(1e4)
+
     tx = step_sizes.backtracking(nagjax.accelerate(0.0), growth=1.5, initial=0.25)
     params = jnp.asarray([1e-3, 1e-3], jnp.float32)
     found = follow(tx, shifted, params, 30)
