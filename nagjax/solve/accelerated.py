@@ -31,7 +31,7 @@ class AcceleratedState(NamedTuple):
     lead: PyTree  # y - x, which would lose digits as a difference of large numbers
     moved: PyTree  # y - y', alike
     previous_gradient: PyTree  # g'
-    magnitude: jax.Array  # the largest entry of the first gradient; scalars here are those of F / magnitude
+    magnitude: jax.Array  # a power of 2 near the first gradient's largest entry; scalars are those of F / magnitude
     reference: PyTree  # x_ref, where the last good cycle began
     start: Start
     start_size: jax.Array  # |x_0|^2
