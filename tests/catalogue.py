@@ -24,6 +24,7 @@ class Method(NamedTuple):
     restarts: bool = False  # its run on the suite's problem must contain a restart
     rounds: bool = False  # its storage rounds at random, by a counter that no reset touches
     wraps_unclean_optax: str = ""  # why the row runs under standard promotion
+    own_state: bool = False  # its state holds more than, or something else than, one velocity with a readout
 
 
 # The suite's problem is 1-smooth; its curvature is 0.04 and more.
@@ -130,7 +131,22 @@ PROXIMAL = (
     ),
 )
 
-METHODS = RULES + RESTARTS + STORAGES + OPTIMIZERS + CONVENTIONS + BASE_STEPS + PROXIMAL
+ADAM_FAMILY: tuple[Method, ...] = ()
+
+AVERAGED: tuple[Method, ...] = ()
+
+OUTER: tuple[Method, ...] = ()
+
+STOCHASTIC: tuple[Method, ...] = ()
+
+SELF_TUNING: tuple[Method, ...] = ()
+
+METHODS = (
+    *(RULES + RESTARTS + STORAGES + OPTIMIZERS + CONVENTIONS + BASE_STEPS + PROXIMAL),
+    *(ADAM_FAMILY + AVERAGED + OUTER + STOCHASTIC + SELF_TUNING),
+)
+# Those whose state is `accelerate`'s: one velocity, a readout, an age.
+ACCELERATED = tuple(method for method in METHODS if not method.own_state)
 
 
 class Adaptive(NamedTuple):

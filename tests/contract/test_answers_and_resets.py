@@ -8,7 +8,7 @@ import pytest
 
 import nagjax
 from nagjax import momentum, storage
-from tests.catalogue import METHODS, REPRESENTATIVES, STORAGES, named, over
+from tests.catalogue import ACCELERATED, METHODS, REPRESENTATIVES, STORAGES, named, over
 from tests.contract.support import (
     RATE,
     STEPS,
@@ -27,7 +27,7 @@ from tests.contract.support import (
 tree_get, tree_set = optax.tree_utils.tree_get, optax.tree_utils.tree_set
 
 
-@over(METHODS)
+@over(ACCELERATED)
 def test_the_answer_is_params_minus_readout_times_velocity(method):
     _, params, state = finished(method)
     readout, velocity = tree_get(state, "readout"), nagjax.velocity(state)
@@ -57,7 +57,7 @@ def test_a_fresh_state_answers_with_params_bit_for_bit(method):
     assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(nagjax.velocity(state)))
 
 
-@over(METHODS)
+@over(ACCELERATED)
 def test_fields_of_states_are_found_by_name(method):
     _, _, state = finished(method)
     assert tree_get(state, "age").dtype == jnp.int32
@@ -71,7 +71,7 @@ def test_fields_of_states_are_found_by_name(method):
     assert tree_get(tree_set(state, age=jnp.int32(7)), "age") == 7
 
 
-@over(METHODS)
+@over(ACCELERATED)
 def test_tree_map_params_visits_every_leaf_of_the_velocity_and_no_scalar(method, standard_promotion):
     tx, _, state = finished(method)
     names = {"matrix": "m", "nest": {"vector": "v", "scalar": "s"}}
@@ -82,7 +82,7 @@ def test_tree_map_params_visits_every_leaf_of_the_velocity_and_no_scalar(method,
     assert tree_get(spec, "age") == tree_get(spec, "readout") == "-"
 
 
-@over(METHODS)
+@over(ACCELERATED)
 def test_reset_zeroes_velocity_readout_and_age_and_keeps_the_rest(method):
     _, params, state = finished(method)
     reset = nagjax.reset_momentum(state)
@@ -93,7 +93,17 @@ def test_reset_zeroes_velocity_readout_and_age_and_keeps_the_rest(method):
     same_bits(nagjax.eval_params(params, reset), params)
 
 
-@over([method for method in METHODS if method.name not in ("adam", "nesterov, rate schedule")])
+@over([method for method in METHODS if method.own_state])
+def test_a_reset_zeroes_every_velocity_and_keeps_the_state_in_form(method):
+    _, params, state = finished(method)
+    assert any(jnp.any(leaf) for leaf in jax.tree.leaves(nagjax.velocity(state)))
+    reset = nagjax.reset_momentum(state)
+    assert avals(reset) == avals(state)
+    assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(nagjax.velocity(reset)))
+    assert avals(nagjax.eval_params(params, reset)) == avals(params)
+
+
+@over([method for method in ACCELERATED if method.name not in ("adam", "nesterov, rate schedule")])
 def test_after_a_reset_a_run_is_a_fresh_run_from_the_same_parameters(method):
     """Rules and restart tests with a state of their own start it again; the noise of rounding goes on."""
     (tx, follow), (_, params, state) = runner(method), finished(method)

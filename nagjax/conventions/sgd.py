@@ -1,4 +1,4 @@
-"""Other frameworks' momentum, step for step, with the answer of each.
+"""PyTorch's and Keras' momentum, step for step, with the answer of each.
 
 The conventions differ in the units of the buffer. In Keras (and the textbook) it is a velocity in units of the
 parameters, which a change of the learning rate leaves alone; in PyTorch and Optax it is in units of the gradient, so

@@ -1,0 +1,4 @@
+"""Other frameworks' momentum, step for step, and states that move between them."""
+
+from nagjax.conventions.sgd import keras_sgd as keras_sgd
+from nagjax.conventions.sgd import pytorch_sgd as pytorch_sgd
