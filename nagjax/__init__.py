@@ -15,6 +15,9 @@ from nagjax.adaptive import adgd as adgd
 from nagjax.answers import eval_params as eval_params
 from nagjax.answers import reset_momentum as reset_momentum
 from nagjax.answers import velocity as velocity
+from nagjax.averaging import primal_averaging as primal_averaging
+from nagjax.averaging import schedule_free as schedule_free
+from nagjax.compensation import compensate as compensate
 from nagjax.methods import fista as fista
 from nagjax.methods import item as item
 from nagjax.methods import nesterov as nesterov
@@ -28,7 +31,7 @@ from nagjax.types import Storage as Storage
 
 __version__ = "0.1.0"
 
-_LAZY = ("interop", "models", "problems", "solve", "theory")
+_LAZY = ("interop", "models", "problems", "solve", "theory", "training")
 
 
 def __getattr__(name: str) -> ModuleType:

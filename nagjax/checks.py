@@ -57,3 +57,9 @@ def whole(function: str, argument: str, value: Any, least: int, remedy: str) -> 
         reject(function, argument, f"an integer of at least {least}", value, remedy, TypeError)
     if value < least:
         reject(function, argument, f"an integer of at least {least}", value, remedy)
+
+
+def transformation(function: str, argument: str, value: Any, remedy: str) -> None:
+    """Check that `value` is an Optax transformation."""
+    if not (callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))):
+        reject(function, argument, "an Optax gradient transformation", value, remedy, TypeError)

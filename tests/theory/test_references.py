@@ -7,7 +7,7 @@ import pytest
 from helpers import assert_close, assert_same_trajectory, from_table, run
 
 import nagjax
-from nagjax.theory import convex_loops, restart_loops, strong_bounds, training_loops
+from nagjax.theory import averaging_loops, convex_loops, restart_loops, strong_bounds, training_loops
 
 STEPS = 60
 # About STEPS roundings on either side, of iterates of size 1 to 10.
@@ -145,7 +145,7 @@ def schedule_free(rate, warm_up, b, r, p, decay=0.0):
 )
 def test_schedule_free_is_the_authors_loop(warm_up, b, r, p, decay):
     rate = 0.8 / SMOOTHNESS
-    loop = training_loops.schedule_free(
+    loop = averaging_loops.schedule_free(
         gradient, START, rate, STEPS, momentum=b, warm_up=warm_up, count_power=r, weight_power=p, weight_decay=decay
     )
     assert_same(schedule_free(rate, warm_up, b, r, p, decay), loop)
@@ -164,13 +164,13 @@ def test_primal_averaging_is_its_loop(mu_x, mu_y):
     rates = RATES * 2
     rule = nagjax.momentum.primal_averaging(mu_x, mu_y)
     optimizer = nagjax.nesterov(from_table(rates), rule)
-    assert_same(optimizer, training_loops.primal_averaging(gradient, START, rates, mu_x, mu_y))
+    assert_same(optimizer, averaging_loops.primal_averaging(gradient, START, rates, mu_x, mu_y))
 
 
 def test_primal_averaging_takes_schedules_of_both_parameters():
     mu_x, mu_y = 0.5 + 0.49 * np.sin(np.arange(STEPS + 1)) ** 2, 0.6 + 0.4 * np.cos(np.arange(STEPS + 1)) ** 2
     rule = nagjax.momentum.primal_averaging(from_table(mu_x), from_table(mu_y))
-    loop = training_loops.primal_averaging(gradient, START, RATES, mu_x, mu_y)
+    loop = averaging_loops.primal_averaging(gradient, START, RATES, mu_x, mu_y)
     assert_same(nagjax.nesterov(from_table(RATES), rule), loop)
 
 
@@ -192,11 +192,11 @@ AFRESH = {
     ),
     "primal averaging": (
         nagjax.momentum.primal_averaging(0.9, 0.7),
-        lambda x, n: training_loops.primal_averaging(gradient, x, np.full(n, 1 / SMOOTHNESS), 0.9, 0.7),
+        lambda x, n: averaging_loops.primal_averaging(gradient, x, np.full(n, 1 / SMOOTHNESS), 0.9, 0.7),
     ),
     "schedule-free": (
         nagjax.momentum.schedule_free(0.9),
-        lambda x, n: training_loops.schedule_free(gradient, x, 1 / SMOOTHNESS, n),
+        lambda x, n: averaging_loops.schedule_free(gradient, x, 1 / SMOOTHNESS, n),
     ),
 }
 

@@ -15,8 +15,8 @@ PACKAGE = Path(nagjax.__file__).parent
 ROWS = [
     {"types", "checks", "trees", "scalars", "noise", "reductions", "theory", "models"},
     {"momentum", "restart", "storage", "proximal", "problems"},
-    {"transform", "descent", "answers", "step_sizes"},
-    {"methods", "adaptive"},
+    {"transform", "descent", "compensation", "answers", "step_sizes"},
+    {"methods", "averaging", "adaptive"},
     {"conventions", "outer", "solve", "interop"},
     {"training"},
     {"__init__"},
