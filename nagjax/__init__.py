@@ -13,6 +13,7 @@ from nagjax import storage as storage
 from nagjax.adaptive import acfgm as acfgm
 from nagjax.adaptive import adgd as adgd
 from nagjax.answers import eval_params as eval_params
+from nagjax.answers import rescale_momentum as rescale_momentum
 from nagjax.answers import reset_momentum as reset_momentum
 from nagjax.answers import velocity as velocity
 from nagjax.averaging import primal_averaging as primal_averaging

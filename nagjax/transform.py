@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from nagjax import checks, trees
 from nagjax.momentum.classical import as_momentum
 from nagjax.scalars import Schedule, as_scalar, increment, scalar_dtype
-from nagjax.storage import decode, full, where
+from nagjax.storage import decode, full, scaled, where
 from nagjax.types import Carry, Momentum, PyTree, Restart, Storage
 
 
@@ -39,6 +39,10 @@ class AccelerateState(NamedTuple):
             readout=trees.zeros(self.readout),
             age=trees.zeros(self.age),
         )
+
+    def scaled(self, factors: list[jax.Array]) -> "AccelerateState":
+        """The velocity times one scalar a leaf."""
+        return self._replace(velocity=scaled(self.velocity, factors))
 
 
 def accelerate(

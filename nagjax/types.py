@@ -91,6 +91,10 @@ class StoredBuffer(Protocol):
         """Itself where the scalar `keep` is true, zero velocity elsewhere; counters of noise go on."""
         ...
 
+    def scaled(self, factors: list[jax.Array]) -> PyTree:
+        """Itself times one scalar a leaf, in flattened order."""
+        ...
+
 
 class HasAnswer(Protocol):
     """A state whose answer differs from `params`."""
@@ -109,4 +113,12 @@ class HasMomentum(Protocol):
 
     def reset(self) -> "HasMomentum":
         """The same state with zero velocity, readout and age."""
+        ...
+
+
+class HasScalableMomentum(HasMomentum, Protocol):
+    """A state whose velocity may be changed leaf by leaf."""
+
+    def scaled(self, factors: list[jax.Array]) -> "HasScalableMomentum":
+        """The same state with its velocity times one scalar a leaf, in flattened order; 0 clears a leaf."""
         ...

@@ -16,7 +16,7 @@ from nagjax import checks, trees
 from nagjax.descent import scale_by_learning_rate
 from nagjax.momentum.classical import constant, heavy_ball
 from nagjax.scalars import as_scalar, evaluate, increment, scalar_dtype
-from nagjax.storage import full
+from nagjax.storage import full, scaled
 from nagjax.transform import accelerate, check_floating, decode_checked, subtract_velocity
 from nagjax.types import PyTree
 
@@ -41,6 +41,10 @@ class PytorchSgdState(NamedTuple):
         """An empty buffer; the count of schedules goes on."""
         buffer, readout, age = trees.zeros((self.momentum_buffer, self.readout, self.age))
         return PytorchSgdState(buffer, readout, age, self.step)
+
+    def scaled(self, factors: list[jax.Array]) -> "PytorchSgdState":
+        """m times one scalar a leaf."""
+        return self._replace(momentum_buffer=scaled(self.momentum_buffer, factors))
 
 
 def pytorch_sgd(

@@ -12,6 +12,7 @@ from nagjax.storage.plain import bytes_per_parameter as bytes_per_parameter
 from nagjax.storage.plain import cast as cast
 from nagjax.storage.plain import decode as decode
 from nagjax.storage.plain import full as full
+from nagjax.storage.plain import scaled as scaled
 from nagjax.storage.plain import where as where
 from nagjax.storage.stochastic import StochasticState as StochasticState
 from nagjax.storage.stochastic import stochastic_rounding as stochastic_rounding

@@ -35,6 +35,10 @@ class Int8State(NamedTuple):
         """Itself where the scalar `keep` is true, zero velocity elsewhere."""
         return self._replace(scales=plain.select(keep, self.scales))
 
+    def scaled(self, factors: list[jax.Array]) -> "Int8State":
+        """Itself times one scalar a leaf, without rounding."""
+        return self._replace(scales=plain.scale_arrays(self.scales, factors))
+
 
 def int8(block_size: int = 256, *, seed: int = 0, axis_name: AxisName | None = None) -> Storage:
     """The velocity in 8 bits with one float32 scale a block, rounded at random without bias.

@@ -68,6 +68,11 @@ def where(stored: PyTree, keep: ArrayLike) -> PyTree:
     return stored.where(keep) if isinstance(stored, StoredBuffer) else select(keep, stored)
 
 
+def scaled(stored: PyTree, factors: list[jax.Array]) -> PyTree:
+    """A stored form of the velocity times one scalar a leaf, in flattened order; exactly zero where that is 0."""
+    return stored.scaled(factors) if isinstance(stored, StoredBuffer) else scale_arrays(stored, factors)
+
+
 def bytes_per_parameter(stored: PyTree, params: PyTree) -> float:
     """The memory of a stored form, scales and counters included, divided by the number of parameters.
 
@@ -116,6 +121,18 @@ def select(keep: ArrayLike, tree: PyTree) -> PyTree:
         return jnp.where(keep, leaf, jnp.zeros_like(leaf))
 
     return trees.map_present(choose, tree)
+
+
+def scale_arrays(tree: PyTree, factors: list[jax.Array]) -> PyTree:
+    """`scaled` for a tree of arrays."""
+
+    def scale(leaf: jax.Array, factor: jax.Array) -> jax.Array:
+        wide = trees.scaled(factor, leaf.astype(trees.compute_dtype(leaf.dtype)))
+        # Not 0 times what may be infinite.
+        return jnp.where(factor == 0, jnp.zeros_like(leaf), wide.astype(leaf.dtype))
+
+    leaves = zip(trees.leaves(tree), factors, strict=True)
+    return trees.rebuild(tree, [x if trees.is_absent(x) else scale(x, factor) for x, factor in leaves])
 
 
 def decode_arrays(stored: PyTree, like: PyTree | None) -> PyTree:

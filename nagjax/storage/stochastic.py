@@ -31,6 +31,10 @@ class StochasticState(NamedTuple):
         """Itself where the scalar `keep` is true, zero velocity elsewhere."""
         return self._replace(values=plain.select(keep, self.values))
 
+    def scaled(self, factors: list[jax.Array]) -> "StochasticState":
+        """Itself times one scalar a leaf, rounded to the nearest."""
+        return self._replace(values=plain.scale_arrays(self.values, factors))
+
 
 def stochastic_rounding(dtype: DTypeLike, *, seed: int = 0, axis_name: AxisName | None = None) -> Storage:
     """The velocity rounded at random, without bias, to bfloat16 or float16.
