@@ -12,7 +12,7 @@ from nagjax import checks, trees
 from nagjax import momentum as rules
 from nagjax.compensation import compensate
 from nagjax.descent import add_decayed_weights, scale_by_learning_rate
-from nagjax.scalars import Schedule, as_scalar, evaluate
+from nagjax.scalars import Schedule, as_scalar, value_at
 from nagjax.storage import decode
 from nagjax.transform import AccelerateState, accelerate
 from nagjax.types import PyTree, Storage
@@ -178,7 +178,7 @@ def _decay_of_fast_point(
         steps = trees.wide(updates, updates)
         carry = state.accelerate.momentum
         count = jnp.where(state.accelerate.age == 0, 0, carry.step)
-        share = evaluate("primal_averaging", mu_y, count) if callable(mu_y) else as_scalar(mu_y)
+        share = value_at("primal_averaging", mu_y, count)
         one = jnp.ones_like(share)
         velocity = decode(state.accelerate.velocity, steps)
         fast_point = trees.combine((one, trees.wide(updates, params)), (share * carry.decay, velocity))
@@ -205,11 +205,7 @@ def _check(
 
 def _warmed(learning_rate: optax.ScalarOrSchedule, warmup_steps: int) -> Schedule:
     def rate(count: ArrayLike) -> jax.Array:
-        full = (
-            evaluate("schedule_free", learning_rate, jnp.asarray(count))
-            if callable(learning_rate)
-            else as_scalar(learning_rate)
-        )
+        full = value_at("schedule_free", learning_rate, jnp.asarray(count))
         return full * jnp.minimum((as_scalar(count) + 1) / warmup_steps, 1)
 
     return rate

@@ -170,6 +170,98 @@ def item(
     return optax.chain(scale_by_learning_rate(1 / number(smoothness)), accelerate(rules.item(kappa)))
 
 
+def agnes(
+    smoothness: ArrayLike, noise: ArrayLike, strong_convexity: ArrayLike = 0.0
+) -> optax.GradientTransformationExtraArgs:
+    """AGNES with the parameters of its theorems, for gradients whose noise is proportional to the gradient.
+
+    With s2 = noise and q = mu/L the steps are eta = 1/(L (1 + s2)), and for mu > 0
+    alpha = eta (1 - sqrt(q))/(1 - sqrt(q) + s2), rho = (1 + s2 - sqrt(q))/(1 + s2 + sqrt(q)); for mu = 0
+    alpha = eta/(2 (1 + s2)), rho_n = (n + n_0)/(n + n_0 + 3) with n_0 = 2 s2.
+
+    Args:
+        smoothness: L, positive.
+        noise: sigma^2, at least 0: E|g - grad f|^2 <= sigma^2 |grad f|^2.
+        strong_convexity: mu, from 0 to L.
+
+    Returns:
+        A gradient transformation; memory as in `accelerate`.
+
+    Raises:
+        TypeError: An argument is not a number.
+        ValueError: An argument is out of its range.
+
+    Guarantee:
+        For L-smooth f at the answer: with mu > 0, E f - f* falls by 1 - sqrt(q)/(1 + s2) a step; with mu = 0 it is
+        O(L R^2 (1 + s2)^2/n^2). Nesterov's method with the same eta diverges on quadratics for s2 = 3 and q = 0.01.
+
+    Source:
+        K. Gupta, J. Siegel and S. Wojtowytsch, "Nesterov acceleration despite very noisy gradients", 2024
+        (arXiv 2302.05515), the theorems on convex and strongly convex functions.
+    """
+    _check_smoothness("agnes", smoothness)
+    checks.nonnegative("agnes", "noise", noise, "give the variance of g over |grad f|^2")
+    checks.nonnegative("agnes", "strong_convexity", strong_convexity, "0 is for functions that are only convex")
+    extra = number(noise)
+    eta = 1 / (number(smoothness) * (1 + extra))
+    if isinstance(strong_convexity, int | float) and strong_convexity == 0:
+        first = 2 * extra
+        rule = rules.agnes(eta, eta / (2 * (1 + extra)), lambda n: (n + first) / (n + first + 3.0))
+    else:
+        root = _condition_number("agnes", smoothness, strong_convexity) ** -0.5
+        alpha = eta * (1 - root) / (1 - root + extra)
+        rule = rules.agnes(eta, alpha, (1 + extra - root) / (1 + extra + root))
+    return optax.chain(scale_by_learning_rate(1.0), accelerate(rule))
+
+
+def mass(
+    smoothness: ArrayLike, strong_convexity: ArrayLike, statistical_condition_number: ArrayLike
+) -> optax.GradientTransformationExtraArgs:
+    """MaSS with the parameters of its theorem, for models that interpolate their data.
+
+    With k = L1/mu and k~ the statistical condition number: eta_1 = 1/L1, alpha = 1/sqrt(k k~),
+    gamma = (1 - alpha)/(1 + alpha) and eta_2 = eta_1 (1 - 1/k~)/(1 + alpha).
+
+    Args:
+        smoothness: L1, positive: the least c with E[g^T g] <= 2 c (f - f*) for the gradient g of a minibatch; for least
+            squares with examples x, E[|x|^2 x x^T] <= L1 E[x x^T].
+        strong_convexity: mu, positive and at most L1; the smallest positive curvature.
+        statistical_condition_number: k~, at least 1 and at most k; for least squares with H = E[x x^T],
+            E[<x, H^-1 x> x x^T] <= k~ H. It is d + 2 for Gaussian examples in d dimensions.
+
+    Returns:
+        A gradient transformation; memory as in `accelerate`.
+
+    Raises:
+        TypeError: An argument is not a number.
+        ValueError: An argument is out of its range.
+
+    Guarantee:
+        For least squares that interpolates, E|error|^2 falls by 1 - 1/sqrt(k k~) a step, where stochastic gradient
+        descent has 1 - 1/k and Nesterov's method with the same step diverges.
+
+    Source:
+        C. Liu and M. Belkin, "Accelerating SGD with momentum for over-parameterized learning", 2020 (arXiv
+        1810.13395), section 4.
+    """
+    kappa = _condition_number("mass", smoothness, strong_convexity)
+    remedy = "it is at most the condition number smoothness / strong_convexity"
+    checks.scalar(
+        "mass",
+        "statistical_condition_number",
+        statistical_condition_number,
+        "at least 1 and finite",
+        lambda v: 1 <= v < float("inf"),
+        remedy,
+    )
+    statistical = number(statistical_condition_number)
+    alpha = (kappa * statistical) ** -0.5
+    eta = 1 / number(smoothness)
+    compensation = eta * (1 - 1 / statistical) / (1 + alpha)
+    rule = rules.mass(eta, compensation, (1 - alpha) / (1 + alpha))
+    return optax.chain(scale_by_learning_rate(1.0), accelerate(rule))
+
+
 def _check_smoothness(function: str, smoothness: ArrayLike) -> None:
     checks.positive(function, "smoothness", smoothness, "give the largest curvature L")
 

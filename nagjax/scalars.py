@@ -42,3 +42,8 @@ def evaluate(function: str, fn: Schedule, count: jax.Array) -> jax.Array:
         found = f"{value.dtype}{list(value.shape)}"
         checks.reject(function, "the schedule", "a function that returns one real number", found, "return a scalar")
     return value.astype(scalar_dtype())
+
+
+def value_at(function: str, parameter: ArrayLike | Schedule, count: jax.Array) -> jax.Array:
+    """A number, or a user's schedule of it at `count`, as a scalar of `scalar_dtype()`."""
+    return evaluate(function, parameter, count) if callable(parameter) else as_scalar(parameter)

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from nagjax import checks, trees
 from nagjax.descent import scale_by_learning_rate
 from nagjax.momentum.classical import constant, heavy_ball
-from nagjax.scalars import as_scalar, evaluate, increment, scalar_dtype
+from nagjax.scalars import as_scalar, increment, scalar_dtype, value_at
 from nagjax.storage import full, scaled
 from nagjax.transform import accelerate, check_floating, decode_checked, subtract_velocity
 from nagjax.types import PyTree
@@ -116,7 +116,7 @@ def pytorch_sgd(
             checks.reject(name, "params", "passed to update", params, remedy)
         updates, params = trees.as_arrays(updates), trees.as_arrays(params)
         previous = decode_checked(name, storage, state.momentum_buffer, updates)
-        rate = evaluate(name, learning_rate, state.step) if callable(learning_rate) else as_scalar(learning_rate)
+        rate = value_at(name, learning_rate, state.step)
         decay, first = as_scalar(momentum), state.age == 0
         damping = jnp.where(first, 1, 1 - as_scalar(dampening))
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from nagjax import checks
-from nagjax.scalars import Schedule, as_scalar, evaluate, increment, scalar_dtype
+from nagjax.scalars import Schedule, as_scalar, increment, scalar_dtype, value_at
 from nagjax.types import Coefficients, Momentum
 
 
@@ -66,7 +66,7 @@ def schedule_free(
         return _ScheduleFreeCarry(jnp.zeros((), jnp.int32), weight_sum, largest_rate, average)
 
     def following(carry: _ScheduleFreeCarry, **_: Any) -> tuple[Coefficients, _ScheduleFreeCarry]:
-        rate = evaluate(name, learning_rate, carry.step) if callable(learning_rate) else as_scalar(learning_rate)
+        rate = value_at(name, learning_rate, carry.step)
         largest = jnp.maximum(carry.largest_rate, rate)
         count = increment(carry.step)
         weight = count.astype(largest.dtype) ** as_scalar(count_power) * largest ** as_scalar(weight_power)
@@ -116,15 +116,12 @@ def primal_averaging(mu_x: ArrayLike | Schedule = 0.9967, mu_y: ArrayLike | Sche
     if not callable(mu_y):
         checks.scalar(name, "mu_y", mu_y, "in [0, 1]", lambda v: 0 <= v <= 1, "the paper uses 0.7")
 
-    def at(parameter: ArrayLike | Schedule, count: jax.Array) -> jax.Array:
-        return evaluate(name, parameter, count) if callable(parameter) else as_scalar(parameter)
-
     def init() -> _PrimalAveragingCarry:
         return _PrimalAveragingCarry(jnp.zeros((), jnp.int32), jnp.zeros((), scalar_dtype()))
 
     def following(carry: _PrimalAveragingCarry, **_: Any) -> tuple[Coefficients, _PrimalAveragingCarry]:
         after = increment(carry.step)
-        x, y, y_next = at(mu_x, carry.step), at(mu_y, carry.step), at(mu_y, after)
+        x, y, y_next = (value_at(name, *pair) for pair in ((mu_x, carry.step), (mu_y, carry.step), (mu_y, after)))
         coefficients = Coefficients(decay=carry.decay, direct=1 - y, gain=y - y_next * x, readout=(1 - y_next) * x)
         return coefficients, _PrimalAveragingCarry(after, x)
 

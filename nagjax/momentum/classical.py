@@ -183,61 +183,6 @@ def check_condition_number(function: str, value: ArrayLike) -> None:
     )
 
 
-def sutskever(max_momentum: ArrayLike = 0.99) -> Momentum:
-    """Nesterov's method with b_k = min(1 - 1/(2 (floor(k/250) + 1)), max_momentum), which rises from 1/2.
-
-    Args:
-        max_momentum: Upper limit, in [0, 1). The paper uses 0.9 to 0.999.
-
-    Returns:
-        A rule with one int32 counter of state.
-
-    Raises:
-        TypeError: `max_momentum` is not a number.
-        ValueError: `max_momentum` is outside [0, 1) or NaN.
-
-    Source:
-        I. Sutskever, J. Martens, G. Dahl and G. Hinton, "On the importance of initialization and momentum in deep
-        learning", 2013, equation (5).
-    """
-    checks.fraction("momentum.sutskever", "max_momentum", max_momentum, "the paper uses 0.9 to 0.999")
-
-    def momentum(k: ArrayLike) -> jax.Array:
-        stage = (jnp.asarray(k) // 250 + 1).astype(scalar_dtype())
-        return jnp.minimum(1 - 1 / (2 * stage), as_scalar(max_momentum))
-
-    return schedule(momentum)
-
-
-def demon(b: ArrayLike, total_steps: int) -> Momentum:
-    """Nesterov's method with decaying momentum b_k = b r/((1 - b) + b r), r = 1 - k/total_steps, and 0 afterwards.
-
-    Args:
-        b: Momentum at the start, in [0, 1).
-        total_steps: Updates of the whole run, an integer of at least 1.
-
-    Returns:
-        A rule with one int32 counter of state.
-
-    Raises:
-        TypeError: `b` is not a number or `total_steps` not an integer.
-        ValueError: `b` is outside [0, 1) or `total_steps` less than 1.
-
-    Source:
-        J. Chen, C. Wolfe, Z. Li and A. Kyrillidis, "Demon: improved neural network training with momentum decay",
-        2019.
-    """
-    checks.fraction("momentum.demon", "b", b, "the paper uses 0.9")
-    checks.whole("momentum.demon", "total_steps", total_steps, 1, "give the number of updates of the run")
-
-    def momentum(k: ArrayLike) -> jax.Array:
-        start = as_scalar(b)
-        remaining = jnp.maximum(1 - jnp.asarray(k).astype(scalar_dtype()) / total_steps, 0)
-        return start * remaining / ((1 - start) + start * remaining)
-
-    return schedule(momentum)
-
-
 def heavy_ball(b: ArrayLike) -> Momentum:
     """Polyak's heavy ball: decay = b, direct = 0, gain = 1; the answer is `params`.
 

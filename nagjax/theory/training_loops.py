@@ -119,14 +119,16 @@ def quasi_hyperbolic(gradient: Gradient, start: ArrayLike, rates: ArrayLike, mom
     return np.array(points)
 
 
-def srsgd(gradient: Gradient, start: ArrayLike, rates: ArrayLike, period: int) -> Trajectory:
-    """Scheduled-restart SGD: v' = p - a_k grad f(p), p' = v' + m_k (v' - v), m_k = (k mod F) / ((k mod F) + 3).
+def srsgd(gradient: Gradient, start: ArrayLike, rates: ArrayLike, periods: ArrayLike) -> Trajectory:
+    """Scheduled-restart SGD: v' = p - a_k grad f(p), p' = v' + m_k (v' - v), m_k = n/(n + 3).
+
+    n counts up from 0, and starts again where it would reach the period.
 
     Args:
         gradient: The gradient of f.
         start: p_0 = v_0, shape (dimension,).
         rates: a_0, ..., a_{N-1}.
-        period: F.
+        periods: F, a number or one for every update.
 
     Returns:
         p_k as queries, v_k as answers.
@@ -136,10 +138,12 @@ def srsgd(gradient: Gradient, start: ArrayLike, rates: ArrayLike, period: int) -
         stochastic gradient descent", 2020, equation (8). The released code has the period F - 1.
     """
     v = p = np.asarray(start, np.float64)
-    queries, answers = [p], [v]
-    for k, rate in enumerate(np.asarray(rates, np.float64)):
+    queries, answers, n = [p], [v], 0
+    rates = np.asarray(rates, np.float64)
+    for rate, period in zip(rates, np.broadcast_to(periods, len(rates)), strict=True):
         previous, v = v, p - rate * gradient(p)
-        p = v + (k % period) / (k % period + 3) * (v - previous)
+        p = v + n / (n + 3) * (v - previous)
+        n = n + 1 if n + 1 < period else 0
         queries.append(p)
         answers.append(v)
     return Trajectory(np.array(queries), np.array(answers))

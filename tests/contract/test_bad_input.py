@@ -23,12 +23,16 @@ FRACTIONS = {  # function: argument -> what takes a number in [0, 1)
     "momentum.sutskever: max_momentum": momentum.sutskever,
     "momentum.demon: b": lambda b: momentum.demon(b, 10),
     "momentum.primal_averaging: mu_x": momentum.primal_averaging,
+    "momentum.agnes: rho": lambda rho: momentum.agnes(0.1, 0.1, rho),
+    "momentum.mass: gamma": lambda gamma: momentum.mass(0.1, 0.0, gamma),
+    "momentum.primal_averaging: mu_x ": lambda mu_x: nagjax.primal_averaging(optax.identity(), 0.1, mu_x),
     "pytorch_sgd: momentum": lambda b: conventions.pytorch_sgd(0.1, b),
     "keras_sgd: momentum": lambda b: conventions.keras_sgd(0.1, b),
 }
 INTERVALS = {  # ... a number in [0, 1]
     "momentum.schedule_free: b": momentum.schedule_free,
     "momentum.primal_averaging: mu_y": lambda b: momentum.primal_averaging(0.9, b),
+    "momentum.schedule_free: b ": lambda b: nagjax.schedule_free(optax.identity(), 0.1, b),
     "momentum.quasi_hyperbolic: nu": lambda nu: momentum.quasi_hyperbolic(0.9, nu),
     "pytorch_sgd: dampening": lambda dampening: conventions.pytorch_sgd(0.1, 0.9, dampening),
 }
@@ -38,6 +42,16 @@ RATES = {  # ... at least 0 and finite
     "pytorch_sgd: learning_rate": conventions.pytorch_sgd,
     "pytorch_sgd: weight_decay": lambda decay: conventions.pytorch_sgd(0.1, weight_decay=decay),
     "keras_sgd: learning_rate": conventions.keras_sgd,
+    "schedule_free: learning_rate": lambda rate: nagjax.schedule_free(optax.identity(), rate),
+    "schedule_free: weight_decay": lambda decay: nagjax.schedule_free(optax.identity(), 0.1, weight_decay=decay),
+    "primal_averaging: learning_rate": lambda rate: nagjax.primal_averaging(optax.identity(), rate),
+    "primal_averaging: weight_decay": lambda decay: nagjax.primal_averaging(optax.identity(), 0.1, weight_decay=decay),
+    "momentum.agnes: eta": lambda eta: momentum.agnes(eta, 0.1, 0.9),
+    "momentum.agnes: alpha": lambda alpha: momentum.agnes(0.1, alpha, 0.9),
+    "momentum.mass: eta_1": lambda eta: momentum.mass(eta, 0.1, 0.9),
+    "momentum.mass: eta_2": lambda eta: momentum.mass(0.1, eta, 0.9),
+    "agnes: noise": lambda noise: nagjax.agnes(1.0, noise),
+    "agnes: strong_convexity": lambda mu: nagjax.agnes(1.0, 0.1, mu),
     "momentum.schedule_free: learning_rate": lambda rate: momentum.schedule_free(0.9, rate),
     "momentum.schedule_free: weight_power": lambda power: momentum.schedule_free(0.9, weight_power=power),
     "momentum.schedule_free: count_power": lambda power: momentum.schedule_free(0.9, count_power=power),
@@ -50,6 +64,14 @@ POSITIVE = {  # ... positive and finite
     "item: smoothness": lambda smoothness: nagjax.item(smoothness, 0.1),
     "item: strong_convexity": lambda mu: nagjax.item(1.0, mu),
     "momentum.polynomial: a": momentum.polynomial,
+    "agnes: smoothness": lambda smoothness: nagjax.agnes(smoothness, 0.5),
+    "mass: smoothness": lambda smoothness: nagjax.mass(smoothness, 0.1, 2.0),
+    "mass: strong_convexity": lambda mu: nagjax.mass(1.0, mu, 2.0),
+    "momentum.accsgd: condition_number": momentum.accsgd,
+    "momentum.accsgd: xi": lambda xi: momentum.accsgd(100.0, xi),
+    "momentum.nag_gs: alpha": momentum.nag_gs,
+    "momentum.nag_gs: mu": lambda mu: momentum.nag_gs(0.1, mu),
+    "momentum.nag_gs: gamma": lambda gamma: momentum.nag_gs(0.1, 1.0, gamma),
 }
 NUMBERS = {
     "in [0, 1)": (FRACTIONS, [-0.1, 1.0, 1.5, NAN, INF, np.float32(1.5), jnp.float64(-1.0)]),
@@ -352,3 +374,44 @@ def test_swapped_arguments_of_eval_params_are_refused(method):
     _, params, state = finished(method)
     with pytest.raises(ValueError, match=r"^eval_params: opt_state must be a state that has an answer"):
         nagjax.eval_params(state, params)
+
+
+@pytest.mark.parametrize("make", [nagjax.schedule_free, nagjax.primal_averaging])
+@pytest.mark.parametrize("base", [0.1, None, optax.sgd, "sgd"], ids=repr)
+def test_a_base_that_is_no_transformation_is_refused(make, base):
+    refused(TypeError, f"{make.__name__}: base", "an Optax gradient transformation", make, base, 0.1)
+
+
+def test_what_a_range_does_not_say_is_refused_too():
+    refused(
+        TypeError,
+        "schedule_free: warmup_steps",
+        ".+",
+        lambda: nagjax.schedule_free(optax.identity(), 0.1, warmup_steps=0.5),
+    )
+    refused(
+        ValueError,
+        "schedule_free: warmup_steps",
+        ".+",
+        lambda: nagjax.schedule_free(optax.identity(), 0.1, warmup_steps=-1),
+    )
+    refused(
+        ValueError,
+        "primal_averaging: mu_y",
+        "above 0 where z decays",
+        lambda: nagjax.primal_averaging(optax.identity(), 0.1, 0.9, 0.0, weight_decay=0.1),
+    )
+    refused(ValueError, "mass: statistical_condition_number", "at least 1 and finite", nagjax.mass, 1.0, 0.1, 0.5)
+    refused(ValueError, "momentum.accsgd: c", ".+", momentum.accsgd, 100.0, 5.0, 1.5)
+    refused(ValueError, "momentum.srsgd: period", ".+", momentum.srsgd, 0)
+    refused(TypeError, "momentum.srsgd: period", ".+", momentum.srsgd, 2.5)
+
+
+def test_decay_of_the_fast_point_asks_for_params():
+    tx = nagjax.primal_averaging(optax.identity(), 0.1, weight_decay=0.1)
+    refused(ValueError, "primal_averaging: params", "passed to update", tx.update, jnp.ones(2), tx.init(jnp.ones(2)))
+
+
+def test_updates_in_sixteen_bits_ask_for_params():
+    tx, params = nagjax.schedule_free(optax.identity(), 0.1), jnp.ones(2, jnp.bfloat16)
+    refused(ValueError, "compensate: params", "passed to update", tx.update, params, tx.init(params))
