@@ -120,7 +120,8 @@ def partial_folder(target: Path, process: int) -> Path:
 
 def describe(name: str, config: Options) -> dict[str, Any]:
     """Returns what identifies a run: options, versions, platform and devices; no user or path of this machine."""
-    options = {key: value for key, value in vars(config).items() if key not in ("out", "overwrite")}
+    options = {key: value for key, value in vars(config).items() if key != "overwrite" and not isinstance(value, Path)}
+    options.pop("out", None)
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

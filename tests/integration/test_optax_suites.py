@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import nagjax
-from nagjax import conventions, momentum, restart, storage
+from nagjax import conventions, momentum, outer, restart, storage
 from nagjax.descent import scale_by_learning_rate
 
 # They test on |x - x*|^2 (smoothness 2) and on Rosenbrock's function, whose largest curvature at the minimum is 1,002
@@ -38,6 +38,15 @@ def accelerated(rule):
     return factory
 
 
+def over(make):
+    """A factory of a learning rate, over the plain gradient."""
+
+    def factory(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
+        return make(optax.identity(), learning_rate=learning_rate)
+
+    return factory
+
+
 FACTORIES = {
     "nesterov": nagjax.nesterov,
     "fista": nagjax.fista,
@@ -50,8 +59,16 @@ FACTORIES = {
     "demon": accelerated(lambda: momentum.demon(0.9, 9_000)),
     "heavy_ball": accelerated(lambda: momentum.heavy_ball(0.9)),
     "quasi_hyperbolic": accelerated(lambda: momentum.quasi_hyperbolic(0.9, 0.7)),
-    "schedule_free": accelerated(lambda: momentum.schedule_free(0.9, count_power=4.0)),
-    "primal_averaging": accelerated(lambda: momentum.primal_averaging(0.9, 0.7)),
+    "schedule_free": over(lambda base, **options: nagjax.schedule_free(base, count_power=4.0, **options)),
+    "primal_averaging": over(lambda base, **options: nagjax.primal_averaging(base, mu_x=0.9, **options)),
+    "nadamw": nagjax.nadamw,
+    "pytorch_nadam": conventions.pytorch_nadam,
+    "adan": nagjax.adan,
+    "snoo": over(lambda base, learning_rate, **options: outer.snoo(nagjax.nesterov(learning_rate, 0.5), **options)),
+    "lookahead": over(lambda base, learning_rate: outer.lookahead(nagjax.nesterov(learning_rate), 0.8)),
+    "srsgd": accelerated(lambda: momentum.srsgd(40)),
+    "agnes": nagjax.agnes,
+    "mass": nagjax.mass,
 }
 
 
@@ -67,6 +84,8 @@ MAIN = (
     row("pytorch_sgd", learning_rate=RATE, momentum=0.9, nesterov=True),
     row("keras_sgd", learning_rate=RATE, momentum=0.9, nesterov=True),
     row("fista", step_size=RATE, restart=restart.gradient()),
+    row("nadamw", learning_rate=1e-2),
+    row("snoo", learning_rate=RATE),
 )
 REST = (
     row("nesterov", learning_rate=RATE, momentum=momentum.schedule(optax.linear_schedule(0.5, 0.9, 100))),
@@ -90,6 +109,15 @@ REST = (
     row("quasi_hyperbolic", learning_rate=5 * RATE),
     row("schedule_free", learning_rate=10 * RATE),
     row("primal_averaging", learning_rate=5 * RATE),
+    row("nadamw", learning_rate=1e-2, convention="pytorch"),
+    row("nadamw", learning_rate=1e-2, convention="algoperf"),
+    row("nadamw", learning_rate=1e-2, storage=storage.int8()),
+    row("pytorch_nadam", learning_rate=1e-2, weight_decay=1e-4),
+    row("adan", learning_rate=1e-2, b1=0.9, b2=0.9, b3=0.95),
+    row("lookahead", learning_rate=RATE),
+    row("srsgd", learning_rate=RATE),
+    row("agnes", smoothness=1 / RATE, noise=0.1),
+    row("mass", smoothness=1 / RATE, strong_convexity=1.0, statistical_condition_number=2.0),
 )
 
 
