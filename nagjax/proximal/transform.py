@@ -79,7 +79,7 @@ def step(prox: Prox, step_size: ArrayLike | Schedule | None = None) -> optax.Gra
                 remedy = "pass it to proximal.step, or put the chain into a wrapper of nagjax.step_sizes"
                 checks.reject("proximal.step", "step_size", "known", None, remedy)
             s = as_scalar(given)
-        updates = trees.as_arrays(updates)
+        updates, params = trees.as_arrays(updates), trees.as_arrays(params)
         proposed = prox.prox(trees.add(trees.wide(updates, updates), params), s)
         updates = trees.like(updates, trees.difference(proposed, params))
         return updates, state if step_size is None else ProximalStepState(increment(state.steps), s)

@@ -85,9 +85,11 @@ def test_import_loads_neither_flax_nor_the_lazy_modules_nor_a_device():
 
 
 def test_the_public_surface_is_the_designed_one():
-    surface = "accelerate eval_params reset_momentum velocity Coefficients Momentum Restart Storage"
-    methods = "nesterov fista ogm triple_momentum item acfgm adgd conventions momentum restart storage proximal"
-    lazy = "step_sizes adaptive solve interop theory problems models"
-    assert {*surface.split(), *methods.split(), *lazy.split()} <= set(dir(nagjax))
+    types = "Coefficients Momentum Restart Storage"
+    surface = "accelerate compensate eval_params reset_momentum rescale_momentum velocity"
+    methods = "nesterov fista ogm triple_momentum item acfgm adgd agnes mass nadamw adan schedule_free primal_averaging"
+    modules = "conventions momentum outer restart schedules storage proximal"
+    lazy = "step_sizes adaptive solve interop theory problems models training"
+    assert {*types.split(), *surface.split(), *methods.split(), *modules.split(), *lazy.split()} <= set(dir(nagjax))
     with pytest.raises(AttributeError, match="no attribute 'nestrov'"):
         _ = nagjax.nestrov

@@ -64,6 +64,14 @@ def test_a_masked_reset_clears_the_chosen_leaves_alone(kept, mask):
     np.testing.assert_array_equal(answer["body"], nagjax.eval_params(params, state)["body"])
 
 
+@pytest.mark.parametrize("make", [nagjax.nadamw, nagjax.adan, lambda rate: conventions.pytorch_sgd(rate, 0.9)])
+def test_masks_reach_the_moments_of_other_states_too(make):
+    _, state = after(make(RATE))
+    velocity = nagjax.velocity(nagjax.reset_momentum(state, mask=MASKS["tree"]))
+    assert not jnp.any(velocity["head"])
+    np.testing.assert_array_equal(velocity["body"], nagjax.velocity(state)["body"])
+
+
 def test_a_prefix_is_a_mask_and_a_leaf_with_infinite_velocity_is_cleared():
     tx = nagjax.nesterov(RATE, MOMENTUM)
     nested = {"model": START, "rest": jnp.ones(3)}
