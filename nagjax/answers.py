@@ -41,6 +41,11 @@ def eval_params(params: PyTree, opt_state: PyTree) -> PyTree:
     return trees.rebuild(params, trees.leaves(answer))
 
 
+def has_answer(opt_state: PyTree) -> bool:
+    """Whether `eval_params` has something to read in this state."""
+    return bool(_find(opt_state, "answer"))
+
+
 def velocity(opt_state: PyTree) -> PyTree:
     """The velocity w, decoded from its storage.
 

@@ -1,5 +1,6 @@
 """`accelerate`, the one transformation of nagjax."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -150,23 +151,37 @@ def accelerate(
 
 
 def subtract_velocity(params: PyTree, velocity: PyTree, readout: jax.Array) -> PyTree:
-    """params - readout * velocity, in the structure and dtypes of `params`.
+    """params - readout * velocity, in the structure and dtypes of `params`, by `answer_from`.
 
-    `velocity` may lack leaves (None, `optax.MaskedNode`) and may have other containers than `params`: leaves then
-    match by flattened order. A `readout` with axes belongs to stacked replicas and is aligned from the left.
+    A `readout` with axes belongs to stacked replicas and is aligned from the left.
+    """
+
+    def subtract(y: jax.Array, w: jax.Array) -> jax.Array:
+        scale = readout.reshape(readout.shape + (1,) * (w.ndim - readout.ndim))
+        dtype = np.promote_types(trees.compute_dtype(y.dtype), w.dtype)
+        return (y.astype(dtype) - trees.scaled(scale, w.astype(dtype))).astype(y.dtype)
+
+    return answer_from(params, velocity, subtract)
+
+
+def answer_from(params: PyTree, tree: PyTree, point: Callable[[jax.Array, jax.Array], jax.Array]) -> PyTree:
+    """`params` with point(y, w) in place of each leaf y, from the leaf w of a state's tree that belongs to it.
+
+    `tree` may lack leaves (None, `optax.MaskedNode`), which stay y, and may have other containers than `params`:
+    leaves then match by flattened order.
     """
     params = trees.as_arrays(params)
     remedy = "pass the tree that `init` received"
-    buffers = trees.leaves(velocity)
+    held = trees.leaves(tree)
     try:
-        parts: list[Any] = trees.structure(velocity).flatten_up_to(params)
+        parts: list[Any] = trees.structure(tree).flatten_up_to(params)
     except (ValueError, TypeError):
         parts = trees.leaves(params)
-    if len(parts) != len(buffers):
-        found, expected = len(trees.leaves(params)), f"the parameters of this state, which has {len(buffers)} leaves"
+    if len(parts) != len(held):
+        found, expected = len(trees.leaves(params)), f"the parameters of this state, which has {len(held)} leaves"
         checks.reject("eval_params", "params", expected, f"{found} leaves", remedy)
 
-    def subtract(y: Any, w: Any) -> Any:
+    def leaf(y: Any, w: Any) -> Any:
         if trees.is_absent(w) or trees.is_absent(y):
             return y
         if not hasattr(y, "dtype"):
@@ -174,11 +189,9 @@ def subtract_velocity(params: PyTree, velocity: PyTree, readout: jax.Array) -> P
         w = trees.as_complex(w) if jnp.iscomplexobj(y) else w
         if y.shape != w.shape:
             checks.reject("eval_params", "params", f"of shape {w.shape} here", y.shape, remedy)
-        scale = readout.reshape(readout.shape + (1,) * (w.ndim - readout.ndim))
-        dtype = np.promote_types(trees.compute_dtype(y.dtype), w.dtype)
-        return (y.astype(dtype) - trees.scaled(scale, w.astype(dtype))).astype(y.dtype)
+        return point(y, w)
 
-    answers = [leaf for y, w in zip(parts, buffers, strict=True) for leaf in trees.leaves(subtract(y, w))]
+    answers = [part for y, w in zip(parts, held, strict=True) for part in trees.leaves(leaf(y, w))]
     return trees.rebuild(params, answers)
 
 

@@ -86,17 +86,17 @@ def bytes_per_parameter(stored: PyTree, params: PyTree) -> float:
     return sum(sizes) / sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def floating(function: str, dtype: DTypeLike | None) -> jnp.dtype:
+def floating(function: str, dtype: DTypeLike | None, argument: str = "dtype") -> jnp.dtype:
     """The real floating dtype that an argument names."""
-    remedy = "use jnp.bfloat16, or int8() for 8-bit integers with scales"
+    remedy = "use jnp.bfloat16, or int8() for 8-bit integers with scales" if argument == "dtype" else "use jnp.bfloat16"
     try:
         if dtype is None:  # which NumPy reads as float64
             raise TypeError
         target = jnp.dtype(dtype)
     except TypeError:
-        checks.reject(function, "dtype", "a floating dtype", dtype, remedy, TypeError)
+        checks.reject(function, argument, "a real floating dtype", dtype, remedy, TypeError)
     if not jnp.issubdtype(target, jnp.floating):
-        checks.reject(function, "dtype", "a floating dtype", target.name, remedy)
+        checks.reject(function, argument, "a real floating dtype", target.name, remedy)
     return target
 
 

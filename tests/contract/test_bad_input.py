@@ -196,7 +196,7 @@ def test_what_is_no_integer_is_refused(place, value):
     ],
 )
 def test_unknown_dtypes_of_storage_are_refused(place, build, error, value):
-    refused(error, place, "(a floating dtype|bfloat16 or float16)", build, value)
+    refused(error, place, "(a real floating dtype|bfloat16 or float16)", build, value)
 
 
 @pytest.mark.parametrize(

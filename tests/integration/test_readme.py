@@ -18,14 +18,14 @@ def blocks() -> list[str]:
 
 @pytest.mark.usefixtures("standard_promotion")
 def test_the_example_runs_and_finds_the_minimizer():
-    example, _ = blocks()
+    example, *_ = blocks()
     names = {}
     exec(example, names)
     np.testing.assert_allclose(nagjax.eval_params(names["params"], names["state"]), jnp.ones(5), atol=1e-5)
 
 
 def test_the_example_of_the_solver_converges_to_one_exact_zero():
-    _, example = blocks()
+    *_, example = blocks()
     names = {}
     exec(example, names)
     solution = names["solution"]
@@ -34,8 +34,18 @@ def test_the_example_of_the_solver_converges_to_one_exact_zero():
     assert float(solution.params[0]) == 0.0
 
 
+@pytest.mark.usefixtures("standard_promotion")
+def test_the_example_of_surgery_leaves_the_head_at_rest_and_slows_the_body():
+    _, example, _ = blocks()
+    names = {}
+    exec(example, names)
+    velocity = nagjax.velocity(names["state"])
+    np.testing.assert_allclose(velocity["body"], -0.01)  # the step -0.1 * gradient, a tenth of it
+    assert not jnp.any(velocity["head"])
+
+
 def test_every_name_in_the_tables_exists():
-    modules = "momentum|restart|storage|conventions|proximal|solve|adaptive|step_sizes|nagjax"
+    modules = "momentum|restart|schedules|storage|conventions|outer|proximal|solve|adaptive|step_sizes|training|nagjax"
     for module, name in re.findall(rf"`({modules})\.(\w+)", README.read_text()):
         assert hasattr(nagjax if module == "nagjax" else getattr(nagjax, module), name), name
 

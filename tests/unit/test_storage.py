@@ -373,9 +373,21 @@ def test_optax_maps_over_the_parameters_of_a_state():
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
-        (lambda: storage.cast("float17"), TypeError, "cast: dtype must be a floating dtype, got 'float17'; use jnp."),
-        (lambda: storage.cast("int8"), ValueError, "cast: dtype must be a floating dtype, got 'int8'; use .* int8()"),
-        (lambda: storage.cast(jnp.complex64), ValueError, "cast: dtype must be a floating dtype, got 'complex64'; use"),
+        (
+            lambda: storage.cast("float17"),
+            TypeError,
+            "cast: dtype must be a real floating dtype, got 'float17'; use jnp.",
+        ),
+        (
+            lambda: storage.cast("int8"),
+            ValueError,
+            "cast: dtype must be a real floating dtype, got 'int8'; use .* int8()",
+        ),
+        (
+            lambda: storage.cast(jnp.complex64),
+            ValueError,
+            "cast: dtype must be a real floating dtype, got 'complex64'; use",
+        ),
         (lambda: storage.stochastic_rounding(None, seed=0), TypeError, "stochastic_rounding: dtype must be"),
         (
             lambda: storage.stochastic_rounding("float32"),
