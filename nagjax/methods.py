@@ -171,18 +171,18 @@ def item(
 
 
 def agnes(
-    smoothness: ArrayLike, noise: ArrayLike, strong_convexity: ArrayLike = 0.0
+    smoothness: ArrayLike, noise: ArrayLike, strong_convexity: ArrayLike | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """AGNES with the parameters of its theorems, for gradients whose noise is proportional to the gradient.
 
-    With s2 = noise and q = mu/L the steps are eta = 1/(L (1 + s2)), and for mu > 0
-    alpha = eta (1 - sqrt(q))/(1 - sqrt(q) + s2), rho = (1 + s2 - sqrt(q))/(1 + s2 + sqrt(q)); for mu = 0
-    alpha = eta/(2 (1 + s2)), rho_n = (n + n_0)/(n + n_0 + 3) with n_0 = 2 s2.
+    With s2 = noise the step is eta = 1/(L (1 + s2)). For convex functions alpha = eta/(2 (1 + s2)) and
+    rho_n = (n + n_0)/(n + n_0 + 3) with n_0 = 2 s2. For strongly convex ones, with q = mu/L,
+    alpha = eta (1 - sqrt(q))/(1 - sqrt(q) + s2) and rho = (1 + s2 - sqrt(q))/(1 + s2 + sqrt(q)).
 
     Args:
         smoothness: L, positive.
         noise: sigma^2, at least 0: E|g - grad f|^2 <= sigma^2 |grad f|^2.
-        strong_convexity: mu, from 0 to L.
+        strong_convexity: mu, positive and at most L; None for functions that are only convex.
 
     Returns:
         A gradient transformation; memory as in `accelerate`.
@@ -192,8 +192,8 @@ def agnes(
         ValueError: An argument is out of its range.
 
     Guarantee:
-        For L-smooth f at the answer: with mu > 0, E f - f* falls by 1 - sqrt(q)/(1 + s2) a step; with mu = 0 it is
-        O(L R^2 (1 + s2)^2/n^2). Nesterov's method with the same eta diverges on quadratics for s2 = 3 and q = 0.01.
+        For L-smooth f at the answer: E f - f* is O(L R^2 (1 + s2)^2/n^2), and with mu it falls by
+        1 - sqrt(q)/(1 + s2) a step. Nesterov's method with the same eta diverges on quadratics for s2 = 3 and q = 0.01.
 
     Source:
         K. Gupta, J. Siegel and S. Wojtowytsch, "Nesterov acceleration despite very noisy gradients", 2024
@@ -201,10 +201,9 @@ def agnes(
     """
     _check_smoothness("agnes", smoothness)
     checks.nonnegative("agnes", "noise", noise, "give the variance of g over |grad f|^2")
-    checks.nonnegative("agnes", "strong_convexity", strong_convexity, "0 is for functions that are only convex")
     extra = number(noise)
     eta = 1 / (number(smoothness) * (1 + extra))
-    if isinstance(strong_convexity, int | float) and strong_convexity == 0:
+    if strong_convexity is None:
         first = 2 * extra
         rule = rules.agnes(eta, eta / (2 * (1 + extra)), lambda n: (n + first) / (n + first + 3.0))
     else:

@@ -24,6 +24,7 @@ class Method(NamedTuple):
     restarts: bool = False  # its run on the suite's problem must contain a restart
     rounds: bool = False  # its storage rounds at random, by a counter that no reset touches
     wraps_unclean_optax: str = ""  # why the row runs under standard promotion
+    remembers: bool = False  # a reset keeps more than counters of noise: a count of schedules, second moments
     own_state: bool = False  # its state holds more than, or something else than, one velocity with a readout
 
 
@@ -90,7 +91,9 @@ STORAGES = (
 OPTIMIZERS = (
     Method("nesterov", nagjax.nesterov),
     Method("nesterov, weight decay", lambda rate: nagjax.nesterov(rate, weight_decay=0.01)),
-    Method("nesterov, rate schedule", lambda rate: nagjax.nesterov(lambda k: rate / (1.0 + k / 10), 0.8)),
+    Method(
+        "nesterov, rate schedule", lambda rate: nagjax.nesterov(lambda k: rate / (1.0 + k / 10), 0.8), remembers=True
+    ),
     Method("fista", lambda rate: nagjax.fista(rate)),
     Method("ogm", lambda rate: nagjax.ogm(1 / rate)),
     Method("triple_momentum", lambda rate: nagjax.triple_momentum(1 / rate, STRONG_CONVEXITY)),
@@ -114,6 +117,7 @@ BASE_STEPS = (
     Method(
         "adam",
         lambda rate: optax.chain(optax.scale_by_adam(b1=0.0), nagjax.nesterov(rate)),
+        remembers=True,
         wraps_unclean_optax="the bias correction of scale_by_adam mixes dtypes",
     ),
 )
@@ -131,13 +135,63 @@ PROXIMAL = (
     ),
 )
 
-ADAM_FAMILY: tuple[Method, ...] = ()
+ADAM_FAMILY = (
+    Method("nadamw", adaptive.nadamw, own_state=True),
+    Method("nadamw, pytorch", lambda rate: adaptive.nadamw(rate, convention="pytorch"), own_state=True),
+    Method("nadamw, algoperf", lambda rate: adaptive.nadamw(rate, convention="algoperf"), own_state=True),
+    Method("nadamw, int8", lambda rate: adaptive.nadamw(rate, storage=storage.int8()), rounds=True, own_state=True),
+    Method("adan", lambda rate: adaptive.adan(rate, weight_decay=0.01), own_state=True),
+    Method("adan, restart", lambda rate: adaptive.adan(rate, restart=restart.every(7)), own_state=True),
+    Method("pytorch_nadam", lambda rate: conventions.pytorch_nadam(rate, weight_decay=0.01), own_state=True),
+)
 
-AVERAGED: tuple[Method, ...] = ()
+AVERAGED: tuple[Method, ...] = (
+    Method(
+        "schedule_free optimizer",
+        lambda rate: nagjax.schedule_free(optax.identity(), rate, warmup_steps=5, weight_decay=0.01),
+        remembers=True,
+    ),
+    Method(
+        "schedule_free, adam",
+        lambda rate: nagjax.schedule_free(optax.scale_by_adam(b1=0.0), rate),
+        remembers=True,
+        wraps_unclean_optax="the bias correction of scale_by_adam mixes dtypes",
+    ),
+    Method("primal_averaging optimizer", lambda rate: nagjax.primal_averaging(optax.identity(), rate, 0.9)),
+    Method(
+        "primal_averaging, decay",
+        lambda rate: nagjax.primal_averaging(optax.identity(), rate, 0.9, weight_decay=0.01),
+    ),
+)
 
-OUTER: tuple[Method, ...] = ()
+OUTER: tuple[Method, ...] = (
+    Method("snoo", lambda rate: nagjax.outer.snoo(nagjax.nesterov(rate, 0.5), 0.7, 0.5, 4), own_state=True),
+    Method("lookahead", lambda rate: nagjax.outer.lookahead(nagjax.nesterov(rate), 0.5, 3), own_state=True),
+    Method(
+        "periodic, start",
+        lambda rate: nagjax.outer.periodic(
+            nagjax.nesterov(rate, 0.8), nagjax.fista(0.9), 4, phase="start", reset_inner=True
+        ),
+        own_state=True,
+    ),
+)
 
-STOCHASTIC: tuple[Method, ...] = ()
+# Their base step is -g; the step size is one of their numbers.
+STOCHASTIC: tuple[Method, ...] = (
+    Method(
+        "agnes", lambda rate: optax.chain(optax.scale(-1.0), nagjax.accelerate(momentum.agnes(rate, 0.5 * rate, 0.9)))
+    ),
+    Method("agnes optimizer", lambda rate: nagjax.agnes(1 / rate, 0.5)),
+    Method("mass optimizer", lambda rate: nagjax.mass(1 / rate, STRONG_CONVEXITY, 3.0)),
+    Method("accsgd", _accelerated(momentum.accsgd(100.0, 5.0))),
+    Method("nag_gs", lambda rate: optax.chain(optax.scale(-1.0), nagjax.accelerate(momentum.nag_gs(rate, 0.1, 1.0)))),
+    Method("srsgd", _accelerated(momentum.srsgd(7))),
+    Method(
+        "one_cycle",
+        lambda rate: nagjax.nesterov(*nagjax.schedules.one_cycle(20, rate)),
+        remembers=True,
+    ),
+)
 
 SELF_TUNING: tuple[Method, ...] = ()
 

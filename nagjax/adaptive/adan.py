@@ -218,15 +218,29 @@ def adan(
     check_optimizer("adan", learning_rate, weight_decay, eps, b1=b1, b2=b2, b3=b3)
     direction = scale_by_adan(b1, b2, b3, eps, restart=restart, storage=storage)
     descent = scale_by_learning_rate(learning_rate)
-    if no_prox or (isinstance(weight_decay, int | float) and weight_decay == 0):
+    if no_prox:
         return optax.chain(direction, add_decayed_weights(weight_decay, mask), descent)
 
     def rate(count: ArrayLike) -> ArrayLike:
         return learning_rate(count) if callable(learning_rate) else learning_rate
 
     # A function also where the rate is a number: as such the step size of a proximal step may not be 0.
-    decay = proximal.step(proximal.squared_l2(weight_decay), rate)
+    decay: Any = proximal.step(proximal.squared_l2(weight_decay), rate)
+    if isinstance(weight_decay, int | float) and weight_decay == 0:
+        # Without decay it needs no parameters; its state is the one that an injected 0 has.
+        decay = _at_zero(decay)
     return optax.chain(direction, descent, decay if mask is None else optax.masked(decay, mask))
+
+
+def _at_zero(step: optax.GradientTransformationExtraArgs) -> optax.GradientTransformation:
+    """A proximal step of parameters that are 0, whatever they are."""
+
+    def update(updates: PyTree, state: Any, params: PyTree | None = None) -> tuple[PyTree, Any]:
+        del params
+        updates = trees.as_arrays(updates)
+        return step.update(updates, state, trees.zeros(updates))
+
+    return optax.GradientTransformation(step.init, update)
 
 
 def _negative(tree: PyTree) -> PyTree:

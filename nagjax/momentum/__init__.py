@@ -19,3 +19,4 @@ from nagjax.momentum.stochastic import nag_gs as nag_gs
 from nagjax.momentum.training import demon as demon
 from nagjax.momentum.training import srsgd as srsgd
 from nagjax.momentum.training import sutskever as sutskever
+from nagjax.momentum.universal import accelegrad as accelegrad

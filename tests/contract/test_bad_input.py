@@ -51,7 +51,6 @@ RATES = {  # ... at least 0 and finite
     "momentum.mass: eta_1": lambda eta: momentum.mass(eta, 0.1, 0.9),
     "momentum.mass: eta_2": lambda eta: momentum.mass(0.1, eta, 0.9),
     "agnes: noise": lambda noise: nagjax.agnes(1.0, noise),
-    "agnes: strong_convexity": lambda mu: nagjax.agnes(1.0, 0.1, mu),
     "momentum.schedule_free: learning_rate": lambda rate: momentum.schedule_free(0.9, rate),
     "momentum.schedule_free: weight_power": lambda power: momentum.schedule_free(0.9, weight_power=power),
     "momentum.schedule_free: count_power": lambda power: momentum.schedule_free(0.9, count_power=power),
@@ -402,6 +401,8 @@ def test_what_a_range_does_not_say_is_refused_too():
         lambda: nagjax.primal_averaging(optax.identity(), 0.1, 0.9, 0.0, weight_decay=0.1),
     )
     refused(ValueError, "mass: statistical_condition_number", "at least 1 and finite", nagjax.mass, 1.0, 0.1, 0.5)
+    for convexity in 0.0, -1.0, 2.0:
+        refused(ValueError, "agnes: strong_convexity", ".+", nagjax.agnes, 1.0, 0.1, convexity)
     refused(ValueError, "momentum.accsgd: c", ".+", momentum.accsgd, 100.0, 5.0, 1.5)
     refused(ValueError, "momentum.srsgd: period", ".+", momentum.srsgd, 0)
     refused(TypeError, "momentum.srsgd: period", ".+", momentum.srsgd, 2.5)
