@@ -10,7 +10,7 @@ import optax
 
 import nagjax
 from experiments.compare_training import Plan, Setting
-from nagjax import adaptive, momentum, outer
+from nagjax import adaptive, momentum, outer, schedules
 
 B2 = 0.999
 OUTER_PERIOD = 10
@@ -48,27 +48,11 @@ def srsgd(setting: Setting, plan: Plan) -> Any:
 
 
 def one_cycle(setting: Setting, plan: Plan) -> Any:
-    """The rate rises to its peak in 30 % of the run and falls to almost 0; 1 - momentum is three times as large there.
-
-    L. Smith and N. Topin, "Super-convergence", 2018, with the shape and the ratios of PyTorch's defaults.
-    """
-    rise, fall = 0.3 * plan.steps - 1, plan.steps - 1.0
-
-    def height(count: Any, start: float, end: float) -> jax.Array:
-        """From `start` over 1 at the peak to `end`, in two halves of a cosine."""
-        now = jnp.asarray(count).astype(jnp.float32)
-        up, down = now / max(rise, 1.0), (now - rise) / max(fall - rise, 1.0)
-        share = jnp.where(now <= rise, 1 - jnp.clip(up, 0, 1), jnp.clip(down, 0, 1))
-        return 1 + (jnp.where(now <= rise, start, end) - 1) * (1 - jnp.cos(jnp.pi * share)) / 2
-
-    def rate(count: Any) -> jax.Array:
-        return setting["learning_rate"] * height(count, 1 / 25, 1 / 250_000)
-
-    def rule(count: Any) -> jax.Array:
-        friction = 3 * (1 - setting["momentum"]) * height(count, 1 / 3, 1 / 3)
-        return jnp.maximum(1 - friction, 0)
-
-    return nagjax.nesterov(rate, rule, weight_decay=_decay(setting))
+    """The rate rises to its peak in 30 % of the run and falls to almost 0; 1 - momentum is trebled at the peak."""
+    high = setting["momentum"]
+    low = jnp.maximum(1 - 3 * (1 - high), 0)
+    cycle = schedules.one_cycle(plan.steps, setting["learning_rate"], low=low, high=high)
+    return nagjax.nesterov(cycle.learning_rate, cycle.momentum, weight_decay=_decay(setting))
 
 
 def agnes(setting: Setting, plan: Plan) -> Any:
@@ -121,7 +105,7 @@ def nadamw_pytorch(setting: Setting, plan: Plan) -> Any:
 
 def adan(setting: Setting, plan: Plan) -> Any:
     """Adan; b2 and b3 as its authors recommend."""
-    return adaptive.adan(_cosine(setting, plan), b1=setting["momentum"], weight_decay=_decay(setting))
+    return nagjax.adan(_cosine(setting, plan), b1=setting["momentum"], weight_decay=_decay(setting))
 
 
 def schedule_free(setting: Setting, plan: Plan) -> Any:
@@ -143,12 +127,12 @@ def primal_averaging_adam(setting: Setting, plan: Plan) -> Any:
 
 def snoo_nesterov(setting: Setting, plan: Plan) -> Any:
     """Outer Nesterov over Nesterov."""
-    return outer.snoo(nesterov(setting, plan), period=OUTER_PERIOD)
+    return outer.snoo(nesterov(setting, plan), momentum=setting["outer_momentum"], period=OUTER_PERIOD)
 
 
 def snoo_adamw(setting: Setting, plan: Plan) -> Any:
     """Outer Nesterov over AdamW."""
-    return outer.snoo(adamw(setting, plan), period=OUTER_PERIOD)
+    return outer.snoo(adamw(setting, plan), momentum=setting["outer_momentum"], period=OUTER_PERIOD)
 
 
 def lookahead_nesterov(setting: Setting, plan: Plan) -> Any:
@@ -187,7 +171,7 @@ def _with_own_steps(setting: Setting, rule: Any) -> Any:
 
 
 def _nadamw(setting: Setting, plan: Plan, convention: str) -> Any:
-    return adaptive.nadamw(
+    return nagjax.nadamw(
         _cosine(setting, plan), b1=setting["momentum"], b2=B2, weight_decay=_decay(setting), convention=convention
     )
 

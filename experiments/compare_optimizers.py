@@ -21,6 +21,7 @@ QUICK = ("nesterov", "adamw", "nadamw")
 RATE = Range(1e-3, 10.0)  # of steps along the gradient
 ADAM_RATE = Range(1e-4, 0.1)  # of directions with entries of about 1
 MOMENTUM = Range(0.3, 0.99, complement=True)
+OUTER_MOMENTUM = Range(0.1, 0.9, complement=True)
 COUPLED = Range(1e-6, 1e-2)  # weight decay that is added to the gradient
 DECOUPLED = Range(1e-4, 1.0)  # weight decay that the rate multiplies
 
@@ -70,8 +71,8 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "schedule_free": Optimizer("Schedule-Free SGD", AVERAGED, _MOMENTUM, "constant"),
     "schedule_free_adam": Optimizer("Schedule-Free Adam", AVERAGED, _ADAM, "constant"),
     "primal_averaging_adam": Optimizer("primal averaging (Adam)", AVERAGED, _ADAM),
-    "snoo_nesterov": Optimizer("SNOO (Nesterov)", OUTER, _MOMENTUM),
-    "snoo_adamw": Optimizer("SNOO (AdamW)", OUTER, _ADAM),
+    "snoo_nesterov": Optimizer("SNOO (Nesterov)", OUTER, {**_MOMENTUM, "outer_momentum": OUTER_MOMENTUM}),
+    "snoo_adamw": Optimizer("SNOO (AdamW)", OUTER, {**_ADAM, "outer_momentum": OUTER_MOMENTUM}),
     "lookahead_nesterov": Optimizer("Lookahead (Nesterov)", OUTER, _MOMENTUM),
     "lookahead_adamw": Optimizer("Lookahead (AdamW)", OUTER, _ADAM),
     "accelegrad": Optimizer("AcceleGrad", SELF_TUNING, {"distance": Range(0.1, 100.0)}, "none"),

@@ -193,7 +193,22 @@ STOCHASTIC: tuple[Method, ...] = (
     ),
 )
 
-SELF_TUNING: tuple[Method, ...] = ()
+SELF_TUNING = (
+    Method("accelegrad", lambda rate: adaptive.accelegrad(4 * rate), remembers=True),
+    Method(
+        "accelegrad, gradient restart",
+        lambda rate: adaptive.accelegrad(120 * rate, restart=restart.gradient()),
+        remembers=True,
+        restarts=True,
+    ),
+    Method("accelegrad, opening", lambda rate: adaptive.accelegrad(initial=rate), own_state=True),
+    Method(
+        "accelegrad, opening, int8",
+        lambda rate: adaptive.accelegrad(initial=rate, storage=storage.int8()),
+        rounds=True,
+        own_state=True,
+    ),
+)
 
 METHODS = (
     *(RULES + RESTARTS + STORAGES + OPTIMIZERS + CONVENTIONS + BASE_STEPS + PROXIMAL),
