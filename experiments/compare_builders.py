@@ -10,7 +10,7 @@ import optax
 
 import nagjax
 from experiments.compare_training import Plan, Setting
-from nagjax import adaptive, momentum, outer, schedules
+from nagjax import momentum, outer, schedules
 
 B2 = 0.999
 OUTER_PERIOD = 10
@@ -152,7 +152,7 @@ def prodigy(setting: Setting, plan: Plan) -> Any:
 
 def accelegrad(setting: Setting, plan: Plan) -> Any:
     """AcceleGrad, told a distance to the solution instead of a rate."""
-    return adaptive.accelegrad(setting["distance"])
+    return nagjax.accelegrad(setting["distance"])
 
 
 def dowg_nesterov(setting: Setting, plan: Plan) -> Any:

@@ -12,6 +12,7 @@ from nagjax import restart as restart
 from nagjax import schedules as schedules
 from nagjax import step_sizes as step_sizes
 from nagjax import storage as storage
+from nagjax.adaptive import accelegrad as accelegrad
 from nagjax.adaptive import acfgm as acfgm
 from nagjax.adaptive import adan as adan
 from nagjax.adaptive import adgd as adgd

@@ -16,3 +16,4 @@ from nagjax.theory import stochastic_loops as stochastic_loops
 from nagjax.theory import strong_bounds as strong_bounds
 from nagjax.theory import training_loops as training_loops
 from nagjax.theory import trajectories as trajectories
+from nagjax.theory import universal_loops as universal_loops

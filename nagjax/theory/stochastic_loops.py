@@ -180,7 +180,7 @@ def multiplicative_moments(coefficients: Sequence[float], curvature: float, nois
     decay, direct, gain, _ = coefficients
     exact = np.array([[1 - curvature * (direct + gain), gain * decay], [-curvature, decay]])
     random = np.array([[-curvature * (direct + gain), 0], [-curvature, 0]])
-    return np.kron(exact, exact) + noise * np.kron(random, random)
+    return np.asarray(np.kron(exact, exact) + noise * np.kron(random, random), np.float64)
 
 
 def gaussian_moments(coefficients: Sequence[float], curvatures: ArrayLike) -> Matrix:
