@@ -47,6 +47,10 @@ def over(make):
     return factory
 
 
+def nag_gs(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
+    return optax.chain(optax.scale(-1.0), nagjax.accelerate(momentum.nag_gs(learning_rate, 1.0, 1.0)))
+
+
 FACTORIES = {
     "nesterov": nagjax.nesterov,
     "fista": nagjax.fista,
@@ -69,6 +73,10 @@ FACTORIES = {
     "srsgd": accelerated(lambda: momentum.srsgd(40)),
     "agnes": nagjax.agnes,
     "mass": nagjax.mass,
+    "accsgd": accelerated(lambda: momentum.accsgd(100.0, 5.0)),
+    "nag_gs": nag_gs,
+    "one_cycle": lambda learning_rate: nagjax.nesterov(*nagjax.schedules.one_cycle(9_000, learning_rate)),
+    "accelegrad": nagjax.accelegrad,
 }
 
 
@@ -117,6 +125,11 @@ REST = (
     row("lookahead", learning_rate=RATE),
     row("srsgd", learning_rate=RATE),
     row("agnes", smoothness=1 / RATE, noise=0.1),
+    row("accsgd", learning_rate=RATE),
+    row("nag_gs", learning_rate=0.03),
+    row("one_cycle", learning_rate=2 * RATE),
+    row("accelegrad", distance=1.0),
+    row("accelegrad"),
     row("mass", smoothness=1 / RATE, strong_convexity=1.0, statistical_condition_number=2.0),
 )
 
