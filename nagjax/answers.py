@@ -1,8 +1,8 @@
 """Reading and resetting momentum wherever a state is nested: `eval_params`, `velocity`, resets and rescaling."""
 
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from nagjax import checks, trees
 from nagjax.scalars import as_scalar
+from nagjax.transform import AccelerateState
 from nagjax.types import PyTree
 
 _REMEDY = "pass the optimizer state of a chain with nagjax.accelerate, or of an optimizer of nagjax"
@@ -67,13 +68,17 @@ def velocity(opt_state: PyTree) -> PyTree:
 
 
 def reset_momentum(
-    opt_state: PyTree, *, mask: PyTree | Callable[[PyTree], PyTree] | None = None, label: str | None = None
+    opt_state: PyTree, *, mask: PyTree | Callable[[PyTree], PyTree] | None = None, label: Hashable | None = None
 ) -> PyTree:
     """Start momentum again: zero velocity, readout and age; everything else is kept.
 
-    The next update takes the state of its rule and restart test from the beginning. Counters of rounding noise go on.
-    For fine-tuning a part may be chosen. With `mask` the velocity of the chosen leaves alone is cleared, which puts
-    their answer at their parameters; the age is one for all leaves, and stays.
+    The next update takes the state of its rule and restart test from the beginning: schedules of momentum start
+    again, those of the learning rate go on, and so do counters of rounding noise.
+
+    For fine-tuning a part may be chosen. With `mask` the velocity of the chosen leaves is cleared, which puts their
+    answer at their parameters; the age, one for all leaves, stays, so that a bias correction does not start again. For
+    a new head an `optax.partition` with a label of its own is cleaner. The slow weights of `nagjax.outer` are
+    parameters and not momentum: where parameters are replaced, call `init` again.
 
     Args:
         opt_state: An optimizer state, or a pytree that holds one.
@@ -82,7 +87,8 @@ def reset_momentum(
         label: Resets only the part of an `optax.partition` with this label, or of an `optax.named_chain` so named.
 
     Returns:
-        The same tree with momentum at rest. Parameters do not change, and are now their own answer.
+        The same tree with momentum at rest. Parameters do not change, and are now their own answer; the answer of
+        `nagjax.outer` is that of its last synchronization.
 
     Raises:
         ValueError: `opt_state` holds no momentum, or none under `label`; the mask does not fit the parameters, or a
@@ -90,7 +96,14 @@ def reset_momentum(
     """
     if mask is None:
         return _replace("reset_momentum", opt_state, "reset", label, lambda node: node.reset())
-    return _scale("reset_momentum", opt_state, mask, label, 0.0)
+
+    def clear(node: Any) -> Any:
+        if not _has("scaled")(node):
+            expected, remedy = "one whose velocity can be reset leaf by leaf", "use reset_momentum without a mask"
+            checks.reject("reset_momentum", "opt_state", expected, type(node).__name__, remedy)
+        return node.scaled(_factors("reset_momentum", mask, node.buffers(), 0.0))
+
+    return _replace("reset_momentum", opt_state, "buffers", label, clear)
 
 
 def rescale_momentum(
@@ -98,13 +111,18 @@ def rescale_momentum(
     factor: ArrayLike,
     *,
     mask: PyTree | Callable[[PyTree], PyTree] | None = None,
-    label: str | None = None,
+    label: Hashable | None = None,
 ) -> PyTree:
     """Multiply the velocity by a factor, when the learning rate or the batch size jumps.
 
     A velocity in units of the parameters still moves at the old rate a1 after a jump to a2, for some 1/(1 - b) updates.
     With the factor a2/a1 it goes on at the new rate at once, which is what PyTorch's and Optax's convention does by
     itself. If the batch grows and the rate with it, the factor is the same ratio; if the rate stays it is 1.
+
+    It is for momentum after a learning rate: `nesterov`, `fista`, `accelerate` with a rule of Nesterov's form or the
+    heavy ball. The velocity of averaging rules is a distance, and that of rules with steps of their own (agnes, mass,
+    nag_gs) is in units of the gradient: leave those alone. In a state of `nagjax.outer` the outer velocity would be
+    scaled too: write `state._replace(inner=rescale_momentum(state.inner, factor))`.
 
     Args:
         opt_state: An optimizer state, or a pytree that holds one.
@@ -118,64 +136,86 @@ def rescale_momentum(
 
     Raises:
         TypeError: `factor` is not a number.
-        ValueError: `factor` is negative or not finite; otherwise as in `reset_momentum`.
+        ValueError: `factor` is negative or not finite, or the momentum is in units of the gradient and follows the
+            rate by itself; otherwise as in `reset_momentum`.
     """
-    checks.nonnegative("rescale_momentum", "factor", factor, "give the new learning rate divided by the old one")
-    return _scale("rescale_momentum", opt_state, mask, label, factor)
+    name = "rescale_momentum"
+    checks.nonnegative(name, "factor", factor, "give the new learning rate divided by the old one")
 
-
-def _scale(
-    function: str,
-    opt_state: PyTree,
-    mask: PyTree | Callable[[PyTree], PyTree] | None,
-    label: str | None,
-    factor: ArrayLike,
-) -> PyTree:
     def scale(node: Any) -> Any:
-        if not _has("scaled")(node):
-            remedy = "use reset_momentum without a mask"
-            expected = "one whose velocity can be scaled leaf by leaf"
-            checks.reject(function, "opt_state", expected, type(node).__name__, remedy)
-        velocity = node.buffers()
-        chosen = [True] * len(trees.leaves(velocity)) if mask is None else _flags(function, mask, velocity)
-        return node.scaled([jnp.where(flag, as_scalar(factor), 1) for flag in chosen])
+        if not isinstance(node, AccelerateState):
+            expected = "one with a velocity in units of the parameters"
+            checks.reject(name, "opt_state", expected, type(node).__name__, "this one follows the rate by itself")
+        return node.scaled(_factors(name, True if mask is None else mask, node.buffers(), factor))
 
-    return _replace(function, opt_state, "buffers", label, scale)
+    return _replace(name, opt_state, "buffers", label, scale)
 
 
-def _flags(function: str, mask: PyTree | Callable[[PyTree], PyTree], velocity: PyTree) -> list[Any]:
-    """The mask, one boolean a leaf of the velocity."""
+def _factors(
+    function: str, mask: PyTree | Callable[[PyTree], PyTree], velocity: PyTree, factor: ArrayLike
+) -> list[jax.Array]:
+    """`factor` for each leaf of the velocity that the mask chooses, 1 for the others."""
     flags = mask(velocity) if callable(mask) else mask
-    expected = len(trees.leaves(velocity))
-    found = jax.tree.leaves(flags)
-    if len(found) != expected:
-        try:
-            found = jax.tree.leaves(jax.tree.broadcast(flags, velocity, is_leaf=trees.is_absent))
-        except ValueError:
-            found = []
-    if len(found) != expected or not all(jnp.result_type(flag) == jnp.bool_ for flag in found):
-        condition = f"a tree of booleans for {expected} leaves of parameters, or a prefix of it"
+    chosen = _matched(flags, velocity)
+    if chosen is None:
+        condition = "a tree of booleans in the structure of the parameters, or a prefix of it"
         checks.reject(function, "mask", condition, flags, "give each leaf True to change its velocity, or False")
+    return [jnp.where(flag, as_scalar(factor), 1) for flag in chosen]
+
+
+def _matched(mask: PyTree, tree: PyTree) -> list[Any] | None:
+    """The flag of each leaf of `tree`, by the names on the way to it; None where the mask does not fit."""
+    if trees.is_absent(tree):
+        return [False]
+    if isinstance(mask, bool) or (getattr(mask, "dtype", None) == jnp.bool_ and not jnp.shape(mask)):
+        flag: Any = mask
+        return [flag] * len(trees.leaves(tree))
+    flags, parts = _children(mask), _children(tree)
+    if not flags or [name for name, _ in flags] != [name for name, _ in parts]:
+        return None
+    found: list[Any] = []
+    for (_, flag), (_, part) in zip(flags, parts, strict=True):
+        below = _matched(flag, part)
+        if below is None:
+            return None
+        found.extend(below)
     return found
 
 
-def _replace(function: str, opt_state: PyTree, method: str, label: str | None, change: Callable[[Any], Any]) -> PyTree:
+def _children(tree: Any) -> list[tuple[str, Any]]:
+    """The names and the trees one level down, absent ones included; Flax's containers look like dictionaries."""
+    if hasattr(tree, "keys"):
+        return [(str(key), tree[key]) for key in sorted(tree.keys(), key=str)]
+    if isinstance(tree, list | tuple):
+        return [(str(index), part) for index, part in enumerate(cast("list[Any]", tree))]
+
+    def is_child(part: object) -> bool:
+        return part is not tree
+
+    parts = cast("Any", jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_child))
+    return [(jax.tree_util.keystr(path), part) for path, part in parts if is_child(part)]
+
+
+def _replace(
+    function: str, opt_state: PyTree, method: str, label: Hashable | None, change: Callable[[Any], Any]
+) -> PyTree:
     """`opt_state` with `change` applied to every node that has `method`, below `label` where one is given."""
     has_method = _has(method)
     if not _find(opt_state, method):
         checks.reject(function, "opt_state", "a state with momentum", type(opt_state).__name__, _REMEDY)
-    found: set[str] = set()
+    found: set[Any] = set()
 
     def replace(path: tuple[Any, ...], node: Any) -> Any:
         if not has_method(node):
             return node
-        names = {part.key for part in path if isinstance(part, jax.tree_util.DictKey) and isinstance(part.key, str)}
+        names = {part.key for part in path if isinstance(part, jax.tree_util.DictKey)}
         found.update(names)
         return change(node) if label is None or label in names else node
 
     result = jax.tree_util.tree_map_with_path(replace, opt_state, is_leaf=has_method)
     if label is not None and label not in found:
-        condition = f"one of {sorted(found)}" if found else "None, as no part of this state has a name"
+        names = sorted(found, key=str)
+        condition = f"a part with momentum, one of {names}" if names else "None, as no part of this state has a name"
         checks.reject(function, "label", condition, label, "give a label of optax.partition or named_chain")
     return result
 

@@ -35,6 +35,7 @@ class _Momentum(NamedTuple):
     readout: ArrayLike  # of v
     age: jax.Array
     updates: jax.Array | None  # the count of the schedule of the rate
+    carry: Any = None  # of the rule, where the source has one
 
 
 def convert(
@@ -59,10 +60,12 @@ def convert(
         source: The convention of `state`.
         target: The convention of the result.
         learning_rate: The rate of the last update, positive.
-        momentum: With the source "optax" the momentum that Nesterov's method used, since Optax's state does not hold
-            it; without it the answer is `params` until the next update.
+        momentum: With the source "optax" the momentum that Nesterov's method used, in [0, 1), since Optax's state does
+            not hold it; without it the answer is `params` until the next update.
         like: A fresh state of the optimizer that goes on, where that is more than the target's with a constant rate or
-            has parameters of 16 bits: it is returned with the momentum, in its dtype, and the count of schedules.
+            has parameters of 16 bits: it is returned with the velocity, in its dtype, and with the counts of
+            `optax.scale_by_schedule` and of `momentum.schedule`. Counts of `optax.inject_hyperparams` stay as they are,
+            and Optax's state counts nothing where its rate is constant.
 
     Returns:
         The state of `optax.sgd`, `pytorch_sgd`, `keras_sgd` or `nesterov` with a constant momentum, or the one
@@ -70,8 +73,9 @@ def convert(
 
     Raises:
         TypeError: `learning_rate` is not a number.
-        ValueError: A convention is unknown; the learning rate is not positive; `state` or `like` does not hold exactly
-            one momentum of its convention, or one that is kept in low precision.
+        ValueError: A convention is unknown; a number is out of its range; `state` or `like` does not hold exactly one
+            momentum of its convention; `like` has another structure or shapes, a velocity in 8 bits or rounded at
+            random, or a rule with a memory that the source does not have.
 
     Example:
         >>> import jax.numpy as jnp, nagjax, optax
@@ -86,8 +90,10 @@ def convert(
         True
     """
     for argument, name in ("source", source), ("target", target):
-        if name not in _NODES:
-            checks.reject("convert", argument, f"one of {', '.join(map(repr, _NODES))}", name, "see the docstring")
+        if name not in tuple(_NODES):
+            remedy = "name the framework whose optimizer has this state"
+            checks.reject("convert", argument, f"one of {', '.join(map(repr, _NODES))}", name, remedy)
+    checks.fraction("convert", "momentum", momentum, "give the momentum of optax.sgd, or leave it out")
     checks.positive("convert", "learning_rate", learning_rate, "give the rate of the last update")
     rate = as_scalar(learning_rate)
     found = _read(source, _node(source, "state", state), state, rate, as_scalar(momentum))
@@ -117,7 +123,7 @@ def _node(convention: str, argument: str, state: PyTree) -> Any:
     remedy = f"pass the state of {_OPTIMIZERS[convention]}, or name another convention"
     if len(nodes) != 1:
         expected = f"a state with one {kind.__name__} for the convention {convention!r}"
-        checks.reject("convert", argument, expected, f"{len(nodes)} of them", remedy)
+        checks.reject("convert", argument, expected, len(nodes), remedy)
     return nodes[0]
 
 
@@ -131,22 +137,47 @@ def _read(convention: str, node: Any, state: PyTree, rate: jax.Array, momentum: 
         # Optax does not count: an age of 1 says that there is a velocity.
         age = jnp.ones((), jnp.int32) if count is None else count
         return _Momentum(trees.combine((-rate, trees.wide(node.trace, node.trace))), momentum, age, count)
-    _check_plain("state", node)
-    return _Momentum(node.buffers(), node.readout, node.age, count)
+    return _Momentum(node.buffers(), node.readout, node.age, count, node.momentum)
 
 
 def _written(convention: str, found: _Momentum, rate: jax.Array, like: Any) -> Any:
     """`like`, a fresh node of the target, with the momentum."""
     if convention in ("keras", "textbook"):
-        _check_plain("like", like)
-        velocity = trees.like(like.velocity, found.velocity)
-        return like._replace(velocity=velocity, readout=as_scalar(found.readout), age=found.age)
+        velocity = _fitted(found.velocity, like.velocity)
+        carry = _carry(found, like.momentum)
+        return like._replace(velocity=velocity, readout=as_scalar(found.readout), age=found.age, momentum=carry)
     buffer = trees.combine((-1 / rate, found.velocity))
     if convention == "optax":
-        return optax.TraceState(trees.like(like.trace, buffer))
+        return optax.TraceState(_fitted(buffer, like.trace))
     step = found.age if found.updates is None else found.updates
-    buffer = trees.like(like.momentum_buffer, buffer)
-    return PytorchSgdState(buffer, -rate * as_scalar(found.readout), found.age, step)
+    readout = -rate * as_scalar(found.readout)
+    return PytorchSgdState(_fitted(buffer, like.momentum_buffer), readout, found.age, step)
+
+
+def _fitted(tree: PyTree, like: PyTree) -> PyTree:
+    """`tree` in the structure and dtypes of `like`, after checking that they fit."""
+    if callable(getattr(cast("Any", type(like)), "decode", None)):
+        expected, found = "a state whose velocity is stored in full, or cast", type(like).__name__
+        checks.reject("convert", "like", expected, found, "convert with storage.full(), the default")
+    new, old = trees.leaves(tree), trees.leaves(like)
+    shapes = [[None if trees.is_absent(leaf) else jnp.shape(leaf) for leaf in leaves] for leaves in (new, old)]
+    if shapes[0] != shapes[1]:
+        remedy = "init the optimizer with the same parameters"
+        checks.reject("convert", "like", f"a state for leaves of the shapes {shapes[0]}", shapes[1], remedy)
+    rows = zip(new, old, strict=True)
+    return trees.rebuild(like, [y if trees.is_absent(x) else x.astype(y.dtype) for x, y in rows])
+
+
+def _carry(found: _Momentum, fresh: Any) -> Any:
+    """The memory of the rule that goes on."""
+    if not jax.tree.leaves(fresh):
+        return fresh
+    if jax.tree.structure(found.carry) == jax.tree.structure(fresh):
+        return found.carry
+    if not isinstance(fresh, jax.Array):
+        expected, remedy = "a state of a constant or scheduled momentum", "begin with a fresh state of this rule"
+        checks.reject("convert", "like", expected, type(fresh).__name__, remedy)
+    return found.age  # of momentum.schedule
 
 
 def _fresh(convention: str, found: _Momentum, rate: jax.Array, *, scheduled: bool) -> PyTree:
@@ -158,9 +189,3 @@ def _fresh(convention: str, found: _Momentum, rate: jax.Array, *, scheduled: boo
         return _written(convention, found, rate, optax.TraceState(found.velocity)), step
     node = _written(convention, found, rate, AccelerateState(found.velocity, zero, found.age, (), ()))
     return (step, node) if convention == "keras" else (optax.EmptyState(), step, node)
-
-
-def _check_plain(argument: str, node: AccelerateState) -> None:
-    if not all(isinstance(part, jax.Array) for part in trees.leaves(node.velocity)) or hasattr(node.velocity, "decode"):
-        expected, found = "a state whose velocity is stored in full", type(node.velocity).__name__
-        checks.reject("convert", argument, expected, found, "convert with storage.full(), the default")

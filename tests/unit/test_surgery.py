@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import nagjax
 from nagjax import conventions, momentum, storage
@@ -146,6 +147,68 @@ def test_rescaling_by_the_ratio_of_rates_makes_a_jump_of_the_rate_pytorchs():
     assert jnp.max(jnp.abs(without["head"] - expected["head"])) > 1e-2
 
 
+@pytest.mark.parametrize("make", [lambda rate: conventions.pytorch_sgd(rate, 0.9), nagjax.nadamw, nagjax.adan])
+def test_momentum_in_units_of_the_gradient_refuses_to_be_rescaled(make):
+    with pytest.raises(
+        ValueError, match=r"opt_state must be one with a velocity in units of the parameters, got .*State"
+    ):
+        nagjax.rescale_momentum(make(0.1).init(START), 0.1)
+
+
+PARTS = {"body": {"w": "x", "b": "x"}, "head": {"w": "y", "b": "y"}}
+NESTED = {"body": {"w": jnp.ones(3), "b": jnp.ones(2)}, "head": {"w": jnp.ones(3), "b": jnp.ones(2)}}
+FULL = {"body": {"w": True, "b": True}, "head": {"w": False, "b": False}}
+SPLIT = {
+    "partition": optax.partition({"x": nagjax.nesterov(0.1), "y": nagjax.nesterov(0.2)}, PARTS),
+    "partition, prefix": optax.partition(
+        {"x": nagjax.nesterov(0.1), "y": nagjax.nesterov(0.2)}, {"body": "x", "head": "y"}
+    ),
+    "masked, prefix": optax.masked(nagjax.nesterov(0.1), {"body": True, "head": False}),
+    "plain": nagjax.nesterov(0.1),
+}
+
+
+@pytest.mark.parametrize("tx", SPLIT.values(), ids=list(SPLIT))
+@pytest.mark.parametrize(
+    "mask",
+    [FULL, {"body": True, "head": False}, lambda v: jax.tree.map(lambda w: True, v), True],
+    ids=["full", "prefix", "function", "all"],
+)
+def test_masks_fit_where_leaves_are_absent(tx, mask):
+    _, state = tx.update(NESTED, tx.init(NESTED), NESTED)
+    velocities = nagjax.velocity(nagjax.reset_momentum(state, mask=mask))
+    velocities = velocities if isinstance(velocities, tuple) else (velocities,)
+    for before, now in zip(
+        nagjax.velocity(state) if isinstance(nagjax.velocity(state), tuple) else (nagjax.velocity(state),),
+        velocities,
+        strict=True,
+    ):
+        assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(now["body"]))
+        if isinstance(mask, dict):
+            jax.tree.map(np.testing.assert_array_equal, now["head"], before["head"])
+
+
+def test_masks_fit_trees_with_none_and_flax_states():
+    params = {"a": None, "b": jnp.ones(2)}
+    tx = nagjax.nesterov(0.1)
+    _, state = tx.update(params, tx.init(params), params)
+    assert not jnp.any(nagjax.velocity(nagjax.reset_momentum(state, mask={"a": None, "b": True}))["b"])
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    state = tx.init(nnx.state(model, nnx.Param))
+    state = optax.tree_utils.tree_set(state, velocity=jax.tree.map(jnp.ones_like, nagjax.velocity(state)))
+    velocity = nagjax.velocity(nagjax.reset_momentum(state, mask={"kernel": True, "bias": False}))
+    assert not jnp.any(velocity["kernel"])
+    assert jnp.all(velocity["bias"] == 1)
+
+
+def test_labels_may_be_of_any_type():
+    tx = optax.partition({0: nagjax.nesterov(0.1), 1: nagjax.nesterov(0.2)}, {"body": 0, "head": 1})
+    _, state = after(tx)
+    reset = nagjax.reset_momentum(state, label=0)
+    assert not jnp.any(nagjax.velocity(reset.inner_states[0])["body"])
+    assert jnp.any(nagjax.velocity(reset.inner_states[1])["head"])
+
+
 def test_rescaling_takes_masks_and_labels_and_works_under_jit():
     _, state = after(partitioned())
     found = jax.jit(lambda s, f: nagjax.rescale_momentum(s, f, label="slow"))(state, 0.5)
@@ -229,6 +292,35 @@ def test_like_keeps_what_else_the_target_has():
     equal(nagjax.velocity(moved), nagjax.velocity(after(OPTIMIZERS["textbook"](RATE, True))[1]))
 
 
+def test_a_schedule_of_momentum_goes_on_where_it_was():
+    def rule():
+        return nagjax.nesterov(RATE, momentum.schedule(optax.linear_schedule(0.0, 0.9, 10)))
+
+    params, state = after(rule(), 8)
+    moved = convert(state, source="textbook", target="textbook", learning_rate=RATE, like=rule().init(params))
+    equal(advance(rule(), params, moved, 3)[0], advance(rule(), params, state, 3)[0])
+    fista = nagjax.nesterov(RATE, momentum.fista())
+    params, state = after(fista, 8)
+    moved = convert(state, source="textbook", target="textbook", learning_rate=RATE, like=fista.init(params))
+    equal(advance(fista, params, moved, 3)[0], advance(fista, params, state, 3)[0])
+
+
+def test_states_from_disk_of_parts_and_of_layers_with_any_name_are_converted():
+    params, state = after(nagjax.nesterov(RATE, MOMENTUM))
+    expected = convert(state, source="textbook", target="pytorch", learning_rate=RATE)
+    equal(
+        convert(jax.tree.map(np.asarray, state), source="textbook", target="pytorch", learning_rate=RATE), expected, 0
+    )
+    tx = optax.masked(nagjax.nesterov(RATE, MOMENTUM), {"body": True, "head": False})
+    _, state = after(tx)
+    new = optax.masked(conventions.pytorch_sgd(RATE, MOMENTUM, nesterov=True), {"body": True, "head": False})
+    moved = convert(state, source="textbook", target="pytorch", learning_rate=RATE, like=new.init(params))
+    np.testing.assert_allclose(nagjax.velocity(moved)["body"], expected.momentum_buffer["body"], rtol=1e-12)
+    named = nnx.State({"decode": jnp.ones(2)})
+    state = nagjax.nesterov(RATE, MOMENTUM).init(named)
+    assert convert(state, source="textbook", target="optax", learning_rate=RATE)
+
+
 def test_bfloat16_states_of_optax_keep_their_dtype_where_like_has_it():
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), START)
     old, new = nagjax.nesterov(RATE, MOMENTUM), optax.sgd(RATE, MOMENTUM, nesterov=True)
@@ -246,27 +338,35 @@ def test_what_cannot_be_done_is_refused_with_the_remedy():
     for rate in 0.0, -1.0, float("nan"):
         with pytest.raises(ValueError, match=r"convert: learning_rate must be positive and finite, got .*; give"):
             convert(state, **arguments | {"learning_rate": rate})
-    with pytest.raises(
-        ValueError, match=r"convert: state must be a state with one PytorchSgdState .*, got '0 of them'"
-    ):
+    with pytest.raises(ValueError, match=r"convert: state must be a state with one PytorchSgdState .*, got 0;"):
         convert(state, **arguments | {"source": "pytorch"})
-    with pytest.raises(
-        ValueError, match=r"convert: state must be a state with one AccelerateState .*, got '2 of them'"
-    ):
+    with pytest.raises(ValueError, match=r"convert: state must be a state with one AccelerateState .*, got 2;"):
         convert((state, state), **arguments)
-    _, coarse = after(nagjax.nesterov(RATE, MOMENTUM, storage=storage.int8()))
-    with pytest.raises(ValueError, match=r"convert: state must be a state whose velocity is stored in full, got 'Int8"):
-        convert(coarse, **arguments)
+    for momentum_of_optax in 1.0, float("nan"):
+        with pytest.raises(ValueError, match=r"convert: momentum must be in \[0, 1\)"):
+            convert(state, **arguments, momentum=momentum_of_optax)
+    likes = {
+        "a state whose velocity is stored in full": nagjax.nesterov(RATE, MOMENTUM, storage=storage.int8()).init(START),
+        "a state for leaves of the shapes": nagjax.nesterov(RATE, MOMENTUM).init({"a": jnp.ones(3), "b": jnp.ones(2)}),
+        "a state of a constant or scheduled momentum": nagjax.nesterov(RATE, momentum.fista()).init(START),
+    }
+    for condition, like in likes.items():
+        with pytest.raises(ValueError, match=f"convert: like must be {condition}.*, got "):
+            convert(state, source="textbook", target="textbook", learning_rate=RATE, like=like)
     for factor in -1.0, float("inf"):
         with pytest.raises(ValueError, match=r"rescale_momentum: factor must be at least 0 and finite, got .*; "):
             nagjax.rescale_momentum(state, factor)
     for change in nagjax.reset_momentum, lambda s, **where: nagjax.rescale_momentum(s, 0.5, **where):
-        for mask in {"body": True}, {"body": 1.0, "head": 0.0}, {"body": [True, False], "head": True}:
-            with pytest.raises(ValueError, match=r"momentum: mask must be a tree of booleans for 2 leaves"):
+        wrong = ({"body": True}, {"Head": True, "body": False}, [True, False], "head", {"body": 1.0, "head": 0.0})
+        arrays = {"body": jnp.array([True, False]), "head": True}
+        for mask in *wrong, {"body": [True, False], "head": True}, arrays:
+            with pytest.raises(ValueError, match=r"momentum: mask must be a tree of booleans in the structure of the"):
                 change(state, mask=mask)
         with pytest.raises(ValueError, match=r"label must be None, as no part of this state has a name, got 'head'; "):
             change(state, label="head")
-        with pytest.raises(ValueError, match=r"label must be one of \['fast', 'slow'\], got 'head'; "):
+        with pytest.raises(
+            ValueError, match=r"label must be a part with momentum, one of \['fast', 'slow'\], got 'head'; "
+        ):
             change(after(partitioned())[1], label="head")
         with pytest.raises(ValueError, match=r"opt_state must be a state with momentum"):
             change(optax.sgd(0.1).init(params), label="head")
@@ -275,7 +375,5 @@ def test_what_cannot_be_done_is_refused_with_the_remedy():
 def test_a_state_without_leafwise_momentum_refuses_a_mask():
     tx = nagjax.acfgm()
     state = tx.init(START)
-    with pytest.raises(
-        ValueError, match=r"opt_state must be one whose velocity can be scaled leaf by leaf, got 'Acfgm"
-    ):
+    with pytest.raises(ValueError, match=r"opt_state must be one whose velocity can be reset leaf by leaf, got 'Acfgm"):
         nagjax.reset_momentum(state, mask=MASKS["tree"])
