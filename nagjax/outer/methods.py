@@ -1,5 +1,8 @@
 """Outer methods under their names: `periodic` with the outer step that each was published with."""
 
+from typing import Any
+
+import jax
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
@@ -15,7 +18,7 @@ def snoo(
     inner: optax.GradientTransformation,
     learning_rate: optax.ScalarOrSchedule = 0.7,
     momentum: ArrayLike | optax.Schedule | Momentum = 0.9,
-    period: int = 30,
+    period: int | jax.Array = 30,
     *,
     axis_name: AxisName | None = None,
     phase: Phase = "end",
@@ -31,7 +34,7 @@ def snoo(
         learning_rate: lr of the outer step, at least 0, or a schedule of it. It has no unit: 1 without momentum goes
             to where the inner steps end. Typical values are 0.4 to 0.8; the default is DiLoCo's.
         momentum: mu, as in `accelerate`. Typical values are 0.4 to 0.9; the default is DiLoCo's.
-        period: K. Typical values are 10 to 100 for one worker.
+        period: K, as in `periodic`. Typical values are 10 to 100 for one worker.
         axis_name: As in `periodic`.
         phase: As in `periodic`.
         reset_inner: As in `periodic`.
@@ -68,7 +71,7 @@ def snoo(
         period: Z. Charles et al., "Communication-efficient language model training scales reliably and robustly:
         scaling laws for DiLoCo", 2025 (arXiv 2503.09799), where lr = 0.4 is best for one worker.
     """
-    _check_rate("outer.snoo", learning_rate, "typical values are 0.4 to 0.8")
+    _check("outer.snoo", inner, learning_rate, "typical values are 0.4 to 0.8")
     return periodic(
         inner,
         nesterov(learning_rate, momentum),
@@ -83,7 +86,7 @@ def snoo(
 def lookahead(
     inner: optax.GradientTransformation,
     learning_rate: optax.ScalarOrSchedule = 0.5,
-    period: int = 6,
+    period: int | jax.Array = 6,
     *,
     axis_name: AxisName | None = None,
     phase: Phase = "end",
@@ -99,7 +102,7 @@ def lookahead(
         inner: As in `periodic`.
         learning_rate: lr, the paper's alpha, at least 0, or a schedule of it by synchronizations. The paper uses 0.5
             and 0.8.
-        period: K, the paper's k. The paper uses 5 to 20.
+        period: K, the paper's k, as in `periodic`. The paper uses 5 to 20.
         axis_name: As in `periodic`; with lr = 1 this is local SGD with averaged parameters.
         phase: As in `periodic`.
         reset_inner: As in `periodic`.
@@ -116,7 +119,7 @@ def lookahead(
     Source:
         M. Zhang, J. Lucas, G. Hinton and J. Ba, "Lookahead optimizer: k steps forward, 1 step back", 2019, Algorithm 1.
     """
-    _check_rate("outer.lookahead", learning_rate, "typical values are 0.5 and 0.8")
+    _check("outer.lookahead", inner, learning_rate, "typical values are 0.5 and 0.8")
     return periodic(
         inner,
         scale_by_learning_rate(learning_rate),
@@ -128,6 +131,7 @@ def lookahead(
     )
 
 
-def _check_rate(function: str, learning_rate: optax.ScalarOrSchedule, remedy: str) -> None:
+def _check(function: str, inner: Any, learning_rate: optax.ScalarOrSchedule, remedy: str) -> None:
+    checks.transformation(function, "inner", inner, "call the factory first, as in optax.sgd(0.1)")
     if not callable(learning_rate):
         checks.nonnegative(function, "learning_rate", learning_rate, remedy)

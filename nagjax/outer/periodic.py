@@ -12,7 +12,7 @@ from nagjax.answers import eval_params, has_answer
 from nagjax.reductions import AxisName
 from nagjax.scalars import increment
 from nagjax.storage.plain import floating
-from nagjax.transform import answer_from, check_floating
+from nagjax.transform import answer_from, check_floating, check_updates
 from nagjax.types import PyTree
 
 Phase = Literal["end", "start"]
@@ -36,7 +36,7 @@ class PeriodicState(NamedTuple):
 def periodic(
     inner: optax.GradientTransformation,
     outer: optax.GradientTransformation,
-    period: int,
+    period: int | jax.Array,
     axis_name: AxisName | None = None,
     *,
     phase: Phase = "end",
@@ -62,12 +62,13 @@ def periodic(
         inner: Any transformation; it makes every step.
         outer: Any transformation; it takes D for a gradient at s, in the dtype of s but at least 32 bits, so its
             learning rate is dimensionless and near 1. Keyword arguments of `update` reach both.
-        period: K, inner steps between synchronizations, an integer of at least 1. Under `optax.inject_hyperparams`
-            name it in `static_args`.
+        period: K, inner steps between synchronizations, an integer in [1, 2^31) or a scalar array of one; traced
+            values are not checked. Under `optax.inject_hyperparams` it may change between updates.
         axis_name: The mapped axis, or axes, of workers that each make inner steps of their own inside `shard_map`,
             `pmap` or `vmap`. `params` and the inner state then differ between workers; s, the outer state and the
             step are equal on all of them, which needs equal `params` at the start, and equal keyword arguments where
-            `outer` reads them.
+            `outer` reads them. Where `shard_map` takes the `params` of `init` for different ones, s starts at those of
+            the first worker.
         phase: "end" synchronizes after inner steps K, 2K, ...; "start" after 1, K + 1, 2K + 1, ..., as code does that
             tests its counter before it increments it.
         reset_inner: Whether the inner state starts again from `inner.init(params)` at every synchronization. That
@@ -75,20 +76,24 @@ def periodic(
             `periodic` needs True, for its own slow weights to follow.
         slow_dtype: A real floating dtype for s, for real leaves; by default that of `params`, but at least 32 bits.
             In `jnp.bfloat16` s takes 2 bytes a parameter, but outer steps below half a unit in its last place are
-            lost, and wider parameters are rounded to it at every synchronization.
+            lost, and wider parameters are rounded to it at every synchronization. Under `optax.inject_hyperparams`
+            give its name, "bfloat16": that takes the dtype itself for a schedule.
 
     Returns:
         A gradient transformation. Its updates have the dtypes of `params`, which every update needs. A leaf without a
         gradient (None) in the step of a synchronization waits for the next one. `nagjax.eval_params` gives the
         outer answer as of the last synchronization, whatever the inner steps have done since;
-        `nagjax.reset_momentum` resets both momenta, after which that answer is s. Memory: the inner state, the outer
-        state, and s, 4 bytes a parameter of at most 32 bits.
+        `nagjax.reset_momentum` resets both momenta, after which that answer is s, and between synchronizations not
+        `params`. The state is for the parameters that it was made with: after replacing any of them, by a new head
+        say, call `init` again. Otherwise s stays at the old ones, whatever is reset: it is the answer until the next
+        synchronization, which draws the new ones back towards it. Memory: the inner state, the outer state, and s, 4
+        bytes a parameter of at most 32 bits.
 
     Raises:
         TypeError: `inner` or `outer` is no transformation, `period` no integer, `slow_dtype` no dtype, or parameters
             are not floating-point (raised by `init`).
-        ValueError: `period` is less than 1; `phase` is unknown; `slow_dtype` is not a real floating
-            dtype; `update` gets no `params`.
+        ValueError: `period` is out of its range; `phase` is unknown; `slow_dtype` is not a real floating dtype;
+            `update` gets no `params`, or the inner updates do not have the structure and shapes of the parameters.
 
     Example:
         >>> import jax.numpy as jnp, nagjax, optax
@@ -110,7 +115,7 @@ def periodic(
     for argument, value in ("inner", inner), ("outer", outer):
         checks.transformation("outer.periodic", argument, value, "call the factory first, as in optax.sgd(0.1)")
     fast, slow_step = optax.with_extra_args_support(inner), optax.with_extra_args_support(outer)
-    checks.whole("outer.periodic", "period", period, 1, "give the number of inner steps between synchronizations")
+    period = _count(period)
     if phase not in ("end", "start"):
         checks.reject("outer.periodic", "phase", "'end' or 'start'", phase, "'end' is the usual one")
     kept = None if slow_dtype is None else floating("outer.periodic", slow_dtype, "slow_dtype")
@@ -127,10 +132,11 @@ def periodic(
                 leaf, dtype=jax.dtypes.canonicalize_dtype(kept) if kept is not None and real else own, copy=True
             )
 
-        slow = trees.map_present(copy, params)
+        slow = _shared(trees.map_present(copy, params), axis_name)
         return PeriodicState(
             inner=fast.init(params),
-            outer=slow_step.init(trees.map_present(_wide, slow)),
+            # Some transformations keep what they are given here, so it is a copy once more.
+            outer=slow_step.init(trees.map_present(_wide_copy, slow)),
             slow=slow,
             step=jnp.full((), period - 1 if phase == "start" else 0, jnp.int32),
         )
@@ -142,6 +148,7 @@ def periodic(
         params = trees.as_arrays(params)
         steps, inner_state = fast.update(updates, state.inner, params, **extra)
         steps, step = trees.as_arrays(steps), increment(state.step)
+        check_updates("outer.periodic", steps, state.slow)
 
         def wait() -> tuple[PyTree, ...]:
             return _varying_like(trees.like(params, steps), params), inner_state, state.outer, state.slow
@@ -157,7 +164,7 @@ def periodic(
             return _varying_like(made, (steps, inner_state, state.outer, state.slow))
 
         due = step >= period
-        if period == 1:
+        if checks.is_known(period) and period == 1:
             made = synchronize()
         elif checks.is_known(due):  # outside `jit`, where a conditional would be compiled anew in every step
             made = synchronize() if due else wait()
@@ -168,13 +175,44 @@ def periodic(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _count(period: int | jax.Array) -> int | jax.Array:
+    """The period, checked: a traced one in the dtype of the step, any other as a Python number."""
+    remedy = "give the number of inner steps between synchronizations"
+    if isinstance(period, jax.Array) and not period.shape and jnp.issubdtype(period.dtype, jnp.integer):
+        if not checks.is_known(period):
+            return period.astype(jnp.int32)
+        period = int(period)
+    checks.whole("outer.periodic", "period", period, 1, remedy)
+    if period >= 2**31:
+        checks.reject("outer.periodic", "period", "below 2**31", period, remedy)
+    return int(period)
+
+
+def _shared(tree: PyTree, axis_name: AxisName | None) -> PyTree:
+    """The first worker's `tree` on all of them, where `shard_map` says that they may have different ones."""
+    names = cast("tuple[Any, ...]", axis_name if isinstance(axis_name, tuple) else (axis_name,))
+
+    def share(leaf: jax.Array) -> jax.Array:
+        axes = tuple(name for name in names if name in jax.typeof(leaf).mat.varying)
+        if not axes:
+            return leaf
+        # Not the mean, which rounds: s would not start at `params`.
+        return cast("jax.Array", jax.lax.psum(jnp.where(jax.lax.axis_index(axes) == 0, leaf, 0), axes))
+
+    return trees.map_present(share, tree)
+
+
 def _mean(tree: PyTree, axis_name: AxisName | None) -> PyTree:
-    """The mean over workers: the only communication of `periodic`."""
+    """The mean over workers: the only communication of updates."""
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
 
 def _wide(leaf: Any) -> Any:
     return leaf.astype(trees.compute_dtype(leaf.dtype))
+
+
+def _wide_copy(leaf: Any) -> jax.Array:
+    return jnp.array(leaf, dtype=trees.compute_dtype(leaf.dtype), copy=True)
 
 
 def _displacement(u: jax.Array, y: jax.Array, s: jax.Array) -> jax.Array:

@@ -85,6 +85,20 @@ def test_velocities_and_resets_reach_both_levels():
     assert np.max(np.abs(params["matrix"] - state.slow["matrix"])) > 0.01  # the round is not over
 
 
+@pytest.mark.parametrize(("again", "at_once", "in_the_end"), [(True, 8.0, 8.0), (False, 0.0, 4.0)])
+def test_replaced_parameters_need_a_new_state_as_slow_weights_draw_them_back(again, at_once, in_the_end):
+    """At rest, the outer step of one half goes half the way back from the new head, 8, to the old one, 0."""
+    tx = outer.lookahead(nagjax.nesterov(1.0, 0.5), 0.5, 2)
+    old, new = ({"body": jnp.ones(2), "head": jnp.full(2, value)} for value in (0.0, 8.0))
+    params, state = new, tx.init(new) if again else nagjax.reset_momentum(tx.init(old))
+    close(nagjax.eval_params(params, state), old | {"head": jnp.full(2, at_once)})
+    for _ in range(4):
+        updates, state = tx.update({"body": jnp.zeros(2), "head": jnp.zeros(2)}, state, params)
+        params = optax.apply_updates(params, updates)
+    for found in params, nagjax.eval_params(params, state):
+        close(found, old | {"head": jnp.full(2, in_the_end)})
+
+
 def test_a_run_resumed_within_a_round_continues_bit_for_bit():
     found = bare()
     stored = jax.tree.map(np.asarray, jax.device_get(found[4]))
@@ -207,6 +221,63 @@ def test_shard_map_pmap_and_vmap_agree(phase, reset_inner):
         close(found, (fast, jnp.broadcast_to(slow, (8, 4))))
 
 
+def started_inside(tx, params, shares, updates=0):
+    """A run whose state is made of what `shard_map` takes for different parameters; all but the inner is shared."""
+    mesh = Mesh(np.array(jax.devices()[: len(shares)]), ("workers",))
+
+    def worker(params, share):
+        params = jax.lax.pcast(params, "workers", to="varying")
+        state = tx.init(params)
+        for _ in range(updates):
+            changes, state = tx.update(share * params, state, params)
+            params = params + changes
+        return jax.tree.map(lambda leaf: leaf[None], params), (state.slow, state.outer, state.step)
+
+    mapped = jax.shard_map(
+        worker, mesh=mesh, in_specs=(P(), P("workers")), out_specs=(P("workers"), P()), check_vma=True
+    )
+    return jax.jit(mapped)(params, shares)
+
+
+OUTSIDE = {
+    "snoo": lambda **options: snoo(optax.sgd(0.1), axis_name="workers", **options),
+    "restarted": lambda **options: outer.periodic(
+        optax.sgd(0.1), nagjax.nesterov(0.7, restart=restart.gradient()), PERIOD, ("workers",), **options
+    ),
+    "adam": lambda **options: outer.periodic(
+        optax.sgd(0.1), nagjax.nadamw(0.1), PERIOD, axis_name="workers", reset_inner=True, **options
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [*((name, {}) for name in OUTSIDE), ("snoo", {"slow_dtype": jnp.bfloat16})]
+)
+def test_started_inside_shard_map_the_slow_part_is_shared_by_its_type_and_the_run_that_of_vmap(name, options):
+    tx, params = OUTSIDE[name](**options), jnp.arange(1.0, 5.0)
+    shares = jnp.linspace(0.5, 1.5, 8)
+
+    def worker(share):
+        y, state = params, tx.init(params)
+        for _ in range(7):
+            updates, state = tx.update(share * y, state, y)
+            y = y + updates
+        return y, (state.slow, state.outer, state.step)
+
+    fast, shared = started_inside(tx, params, shares, 7)
+    expected = jax.vmap(worker, axis_name="workers")(shares)
+    tolerance = 2.0**-7 if options else 1e-13  # the unit of bfloat16
+    close((fast, shared), (expected[0], jax.tree.map(lambda leaf: leaf[0], expected[1])), tolerance)
+
+
+@pytest.mark.parametrize("workers", [3, 8])
+def test_slow_weights_started_inside_shard_map_are_the_parameters_bit_for_bit(workers):
+    params = jnp.asarray(np.random.default_rng(0).standard_normal(1000), jnp.float32)
+    values = {"real": params, "complex": jax.lax.complex(params, -params)}
+    _, (slow, _, step) = started_inside(OUTSIDE["snoo"](phase="start"), values, jnp.ones(workers))
+    same_bits((slow, step), (values, jnp.int32(PERIOD - 1)))
+
+
 # 1 - 2^-8 is the next bfloat16 below 1.
 INNER_STEP, OUTER_RATE, HALF_A_UNIT = 2.0**-7, 2.0**-3, 2.0**-9
 
@@ -285,6 +356,18 @@ def test_complex_parameters_run_as_pairs_of_real_ones():
 def test_no_buffer_of_a_fresh_state_is_shared_so_that_all_can_be_donated(compiled, options):
     tx, params = snoo(**options), trees()
     state = (jax.jit(tx.init) if compiled else tx.init)(params)
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((params, state))]
+    assert len(pointers) == len(set(pointers))
+    donating, expected = jax.jit(stepper(tx).__wrapped__, donate_argnums=(0, 1)), final(tx, trees(), 4)
+    for _ in range(4):
+        params, state = donating(params, state)
+    close((params, jax.device_get(state)), jax.device_get(expected))
+
+
+def test_an_outer_transformation_that_keeps_its_parameters_has_buffers_of_its_own(standard_promotion):
+    tx, params = outer.periodic(optax.sgd(0.1), optax.contrib.dowg(), 2), trees()
+    state = tx.init(params)
+    same_bits(state.outer[1].init_params, state.slow)
     pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((params, state))]
     assert len(pointers) == len(set(pointers))
     donating, expected = jax.jit(stepper(tx).__wrapped__, donate_argnums=(0, 1)), final(tx, trees(), 4)
@@ -376,6 +459,63 @@ def test_an_inner_partition_moves_each_part_as_alone():
         close((params[name], nagjax.eval_params(params, state)[name]), (alone, nagjax.eval_params(alone, own)))
 
 
+@pytest.mark.parametrize("phase", ["end", "start"])
+@pytest.mark.parametrize(
+    ("factory", "arguments", "period"),
+    [
+        (outer.snoo, {"learning_rate": 0.7}, 30),
+        (outer.lookahead, {}, 6),
+        (outer.periodic, {"outer": nagjax.nesterov(0.7, 0.9), "period": 3}, 3),
+        (outer.periodic, {"outer": optax.sgd(0.7), "period": 1}, 1),
+    ],
+    ids=["snoo", "lookahead", "periodic", "period of one"],
+)
+def test_injected_factories_take_their_defaults_and_make_the_steps_of_the_bare_ones(factory, arguments, period, phase):
+    arguments = {"inner": optax.sgd(0.2), "phase": phase} | arguments
+    params, updates = trees((4,)), period + 2
+    injected = optax.inject_hyperparams(factory)(**arguments)
+    assert int(injected.init(params).hyperparams["period"]) == period
+    for found, expected in zip(
+        states(injected, params, updates), states(factory(**arguments), params, updates), strict=True
+    ):
+        close((found[0], found[1].inner_state), expected)
+        close(nagjax.eval_params(*found), nagjax.eval_params(*expected))
+    eager, state = params, injected.init(params)
+    for _ in range(updates):
+        changes, state = injected.update(gradient(eager), state, eager)
+        eager = optax.apply_updates(eager, changes)
+    close((eager, state.inner_state), expected)
+
+
+def test_an_injected_period_may_change_between_updates():
+    tx, params = optax.inject_hyperparams(outer.lookahead)(optax.sgd(1.0), 1.0, period=3), jnp.zeros(1)
+    step, state, seen = jax.jit(tx.update), tx.init(params), []
+    for k in range(10):
+        if k == 6:
+            state.hyperparams["period"] = jnp.asarray(2)
+        updates, state = step(jnp.full(1, -1.0), state, params)
+        params = params + updates
+        seen.append(float(state.inner_state.slow[0]))
+    assert seen == [0, 0, 3, 3, 3, 6, 6, 8, 8, 10]
+
+
+@pytest.mark.parametrize("phase", ["end", "start"])
+def test_runs_of_several_periods_can_be_mapped(phase):
+    params = trees((4,))
+
+    def run(period):
+        tx = outer.snoo(optax.sgd(0.2), 0.7, 0.8, period, phase=phase)
+        y, state = params, tx.init(params)
+        for _ in range(5):
+            updates, state = tx.update(gradient(y), state, y)
+            y = y + updates
+        return y, state
+
+    together = jax.jit(jax.vmap(run))(jnp.arange(1, 5))
+    for row, period in enumerate(range(1, 5)):
+        close(jax.tree.map(lambda leaf, row=row: leaf[row], together), run(period))
+
+
 def wrapped(name):
     """A transformation, the updates of it that make one of `snoo()`, and a tolerance."""
     return {
@@ -384,6 +524,11 @@ def wrapped(name):
         "MultiSteps": lambda: (optax.MultiSteps(snoo(), 2), 2, 1e-6),  # averages in float32
         "partition": lambda: (optax.partition({"all": snoo()}, "all"), 1, 1e-13),
         "inject_hyperparams": lambda: (
+            optax.inject_hyperparams(outer.snoo)(nagjax.nesterov(0.3, 0.6), 0.7, 0.8, PERIOD),
+            1,
+            1e-13,
+        ),
+        "inject_hyperparams, static": lambda: (
             optax.inject_hyperparams(outer.snoo, static_args=("period",))(nagjax.nesterov(0.3, 0.6), 0.7, 0.8, PERIOD),
             1,
             1e-13,
@@ -391,7 +536,10 @@ def wrapped(name):
     }[name]()
 
 
-@pytest.mark.parametrize("name", ["chain", "apply_if_finite", "MultiSteps", "partition", "inject_hyperparams"])
+@pytest.mark.parametrize(
+    "name",
+    ["chain", "apply_if_finite", "MultiSteps", "partition", "inject_hyperparams", "inject_hyperparams, static"],
+)
 def test_a_wrapped_outer_method_makes_the_steps_of_the_bare_one_and_is_read(name, standard_promotion):
     tx, repeats, tolerance = wrapped(name)
     params, state = final(tx, trees(), 8 * repeats)
@@ -491,6 +639,14 @@ def build(**changes):
         (TypeError, "period", "an integer of at least 1", True),
         (ValueError, "period", "an integer of at least 1", 0),
         (ValueError, "period", "an integer of at least 1", -3),
+        (ValueError, "period", "an integer of at least 1", np.int64(0)),
+        (ValueError, "period", "an integer of at least 1", jnp.array(0)),
+        (TypeError, "period", "an integer of at least 1", jnp.array(2.0)),
+        (TypeError, "period", "an integer of at least 1", jnp.array(True)),
+        (TypeError, "period", "an integer of at least 1", jnp.array([2, 3])),
+        (ValueError, "period", "below 2**31", 2**31),
+        (ValueError, "period", "below 2**31", 2**80),
+        (ValueError, "period", "below 2**31", jnp.array(2**31)),
         (ValueError, "phase", "'end' or 'start'", "middle"),
         (TypeError, "slow_dtype", "a real floating dtype", "bfloat17"),
         (ValueError, "slow_dtype", "a real floating dtype", jnp.int8),
@@ -507,6 +663,45 @@ def test_bad_arguments_are_refused_with_the_remedy(error, argument, condition, v
 def test_bad_rates_are_refused_under_the_name_of_the_method(method, rate):
     with pytest.raises(ValueError, match=rf"^outer\.{method.__name__}: learning_rate must be at least 0 and finite"):
         method(optax.sgd(0.1), rate)
+
+
+@pytest.mark.parametrize("phase", ["end", "start"])
+def test_the_longest_period_is_counted(phase):
+    tx, params = build(period=2**31 - 1, phase=phase), jnp.ones(2)
+    _, state = jax.jit(tx.update)(params, tx.init(params), params)
+    assert int(state.step) == (1 if phase == "end" else 0)  # "start" synchronizes after the first step
+
+
+@pytest.mark.parametrize("method", [outer.snoo, outer.lookahead], ids=lambda method: method.__name__)
+@pytest.mark.parametrize("inner", [0.7, optax.sgd], ids=["number", "factory"])
+def test_swapped_arguments_are_told_by_the_first_of_them(method, inner):
+    with pytest.raises(
+        TypeError, match=rf"^outer\.{method.__name__}: inner must be an Optax .*, got (0\.7|<func.*); .+\.$"
+    ):
+        method(inner, optax.sgd(0.1))
+
+
+@pytest.mark.parametrize("period", [1, 3])
+@pytest.mark.parametrize(
+    ("steps", "condition"),
+    [
+        ({"a": jnp.ones(3)}, "of the structure .*"),
+        ({"a": jnp.ones(3), "z": 1j * np.ones(2), "more": None, "n": None}, "of the structure .*"),
+        ({"a": jnp.ones(()), "z": 1j * np.ones(2), "n": None}, r"of shape \(3,\) here"),
+        ({"a": jnp.ones(1), "z": 1j * np.ones(2), "n": None}, r"of shape \(3,\) here"),
+        ({"a": jnp.ones((3, 1)), "z": None, "n": None}, r"of shape \(3,\) here"),
+        ({"a": None, "z": jnp.ones(2), "n": None}, "complex like the parameters here"),
+        ({"a": None, "z": None, "n": jnp.ones(2)}, "None where the parameters are"),
+        ([jnp.ones(3), 1j * np.ones(2)], "of the structure .*"),
+    ],
+)
+def test_updates_of_another_structure_or_shape_are_refused_in_every_step(steps, condition, period):
+    tx, params = build(period=period), {"a": jnp.ones(3), "z": 1j * np.ones(2), "n": None}
+    state = tx.init(params)
+    for update in tx.update, jax.jit(tx.update):
+        # What is raised under `jit` ends in a note by JAX.
+        with pytest.raises(ValueError, match=rf"^outer\.periodic: updates must be {condition}, got .+; pass .+ none\."):
+            update(steps, state, params)
 
 
 def test_missing_and_integer_parameters_are_refused():
