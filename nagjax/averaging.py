@@ -13,8 +13,8 @@ from nagjax import momentum as rules
 from nagjax.compensation import compensate
 from nagjax.descent import add_decayed_weights, scale_by_learning_rate
 from nagjax.scalars import Schedule, as_scalar, value_at
-from nagjax.storage import decode
-from nagjax.transform import AccelerateState, accelerate
+from nagjax.storage import full
+from nagjax.transform import AccelerateState, accelerate, decode_checked
 from nagjax.types import PyTree, Storage
 
 Mask = PyTree | Callable[[PyTree], PyTree] | None
@@ -25,7 +25,7 @@ def schedule_free(
     learning_rate: optax.ScalarOrSchedule,
     b: ArrayLike = 0.9,
     *,
-    warmup_steps: int = 0,
+    warmup_steps: int | jax.Array = 0,
     weight_power: ArrayLike = 2.0,
     count_power: ArrayLike = 0.0,
     weight_decay: ArrayLike = 0.0,
@@ -35,17 +35,23 @@ def schedule_free(
     """Schedule-Free over any base: no decay of the learning rate is needed, and no horizon.
 
     The chain of `base`, weight decay, -learning_rate and `accelerate(momentum.schedule_free(...))`. With the identity
-    as base it is Schedule-Free SGD, with `optax.scale_by_adam(b1=0.0)` Schedule-Free AdamW; a base should have no
-    momentum of its own. Parameters are the points y where gradients are taken; evaluate, and deploy, at `eval_params`.
+    as base it is Schedule-Free SGD, with `nagjax.adaptive.scale_by_nadam(b1=0.0)` Schedule-Free AdamW: without
+    momentum that is Adam's direction, with a second moment of at least 32 bits (`optax.scale_by_adam(b1=0.0)` keeps it
+    in the dtype of the parameters). A base should have no momentum of its own. Parameters are the points y where
+    gradients are taken; evaluate, and deploy, at `eval_params`.
+
+    `reset_momentum` starts the average again, with the weights and the warm-up of update 0; the steps go on with the
+    rates of their own count. Where the rate is no constant, or a warm-up is not over, take a new `init` instead.
 
     Args:
         base: From gradients to ascent directions: any Optax transformation that does not scale by a learning rate.
         learning_rate: At least 0, or an Optax schedule of it; larger than for the base alone.
         b: Interpolation between the fast point z (0) and the average x (1), in [0, 1].
-        warmup_steps: W: update t < W has the rate learning_rate (t + 1) / W.
+        warmup_steps: W, an integer of at least 0: update t < W has the rate learning_rate (t + 1) / W.
         weight_power: p, at least 0: the average weighs an update with the largest rate so far to this power.
         count_power: r, at least 0: and with (t + 1)^r.
-        weight_decay: At least 0: times y, added to the direction. Other values than 0 need `params` in `update`.
+        weight_decay: At least 0: times y, added to the direction. Other values than a Python 0 need `params` in
+            `update`.
         mask: Which leaves decay, as in `nesterov`.
         storage: How the velocity is kept, as in `accelerate`.
 
@@ -77,8 +83,8 @@ def schedule_free(
     """
     name = "schedule_free"
     _check(name, base, learning_rate, weight_decay)
-    checks.whole(name, "warmup_steps", warmup_steps, 0, "0 is no warm-up; a few percent of a run are usual")
-    rate = _warmed(learning_rate, warmup_steps) if warmup_steps else learning_rate
+    checks.count(name, "warmup_steps", warmup_steps, 0, "0 is no warm-up; a few percent of a run are usual")
+    rate = _warmed(learning_rate, warmup_steps)
     rule = rules.schedule_free(b, rate, weight_power=weight_power, count_power=count_power)
     return optax.chain(
         base,
@@ -118,7 +124,7 @@ def primal_averaging(
         mu_x: Decay of the average, in [0, 1), or a schedule. For the effect of DiLoCo with 1, 8, 32, 128 inner steps
             the paper takes 0.9, 0.9869, 0.9967, 0.9992.
         mu_y: Interpolation between z (0) and x (1), in [0, 1] (above 0 where z decays), or a schedule.
-        weight_decay: At least 0, decoupled. Other values than 0 need `params` in `update`.
+        weight_decay: At least 0, decoupled. Other values than a Python 0 need `params` in `update`.
         mask: Which leaves decay, as in `nesterov`.
         decay_query: Whether y decays instead of z.
         storage: How the velocity is kept, as in `accelerate`.
@@ -140,7 +146,7 @@ def primal_averaging(
     name = "primal_averaging"
     _check(name, base, learning_rate, weight_decay)
     momentum = accelerate(rules.primal_averaging(mu_x, mu_y), storage=storage)
-    if isinstance(weight_decay, int | float) and weight_decay == 0:
+    if checks.is_python_zero(weight_decay):
         return optax.chain(base, scale_by_learning_rate(learning_rate), momentum, compensate())
     if decay_query:
         decay = add_decayed_weights(weight_decay, mask)
@@ -149,7 +155,7 @@ def primal_averaging(
         remedy = "x is not determined by y and z there; set decay_query=True"
         checks.scalar(name, "mu_y", mu_y, "above 0 where z decays", lambda v: v > 0, remedy)
     shrink = optax.chain(add_decayed_weights(weight_decay, mask), scale_by_learning_rate(learning_rate))
-    momentum = _decay_of_fast_point(momentum, shrink, mu_y)
+    momentum = _decay_of_fast_point(momentum, shrink, mu_y, full() if storage is None else storage)
     return optax.chain(base, scale_by_learning_rate(learning_rate), momentum, compensate())
 
 
@@ -161,7 +167,10 @@ class FastPointDecayState(NamedTuple):
 
 
 def _decay_of_fast_point(
-    momentum: optax.GradientTransformationExtraArgs, shrink: optax.GradientTransformation, mu_y: ArrayLike | Schedule
+    momentum: optax.GradientTransformationExtraArgs,
+    shrink: optax.GradientTransformation,
+    mu_y: ArrayLike | Schedule,
+    buffer: Storage,
 ) -> optax.GradientTransformationExtraArgs:
     # With s = -rate * decay * z the authors' code replaces z by z + s and leaves y, which replaces the velocity
     # (z - y) / (mu_y decay_k) by w + s / (mu_y decay_k). So s / mu_y is part of the step that the velocity gathers, and
@@ -175,12 +184,13 @@ def _decay_of_fast_point(
         if params is None:
             remedy = "weight decay needs them: call `update(gradients, state, params)`"
             checks.reject("primal_averaging", "params", "passed to update", None, remedy)
+        updates = trees.as_arrays(updates)
         steps = trees.wide(updates, updates)
         carry = state.accelerate.momentum
         count = jnp.where(state.accelerate.age == 0, 0, carry.step)
         share = value_at("primal_averaging", mu_y, count)
         one = jnp.ones_like(share)
-        velocity = decode(state.accelerate.velocity, steps)
+        velocity = decode_checked("primal_averaging", buffer, state.accelerate.velocity, steps)
         fast_point = trees.combine((one, trees.wide(updates, params)), (share * carry.decay, velocity))
         shrinkage, shrink_state = shrink.update(trees.zeros(steps), state.shrink, fast_point)
         gathered = trees.combine((one, steps), (1 / share, shrinkage))
@@ -203,9 +213,9 @@ def _check(
     checks.nonnegative(function, "weight_decay", weight_decay, "typical values are 0 to 0.1")
 
 
-def _warmed(learning_rate: optax.ScalarOrSchedule, warmup_steps: int) -> Schedule:
+def _warmed(learning_rate: optax.ScalarOrSchedule, warmup_steps: ArrayLike) -> Schedule:
     def rate(count: ArrayLike) -> jax.Array:
-        full = value_at("schedule_free", learning_rate, jnp.asarray(count))
-        return full * jnp.minimum((as_scalar(count) + 1) / warmup_steps, 1)
+        warmed_up = value_at("schedule_free", learning_rate, jnp.asarray(count))
+        return warmed_up * jnp.minimum((as_scalar(count) + 1) / jnp.maximum(as_scalar(warmup_steps), 1), 1)
 
     return rate

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+_SLACK = 1e-5  # relative: one of two numbers may have been computed in float32
 _NUMBERS: Any = (numbers.Real, np.ndarray, np.generic, jax.Array)
 
 
@@ -57,6 +58,27 @@ def whole(function: str, argument: str, value: Any, least: int, remedy: str) -> 
         reject(function, argument, f"an integer of at least {least}", value, remedy, TypeError)
     if value < least:
         reject(function, argument, f"an integer of at least {least}", value, remedy)
+
+
+def count(function: str, argument: str, value: Any, least: int, remedy: str) -> None:
+    """Check that `value` is an integer of at least `least`; a JAX array may be traced, and of a floating dtype."""
+    if isinstance(value, jax.Array):
+        scalar(
+            function, argument, value, f"an integer of at least {least}", lambda v: v >= least and v % 1 == 0, remedy
+        )
+    else:
+        whole(function, argument, value, least, remedy)
+
+
+def at_most(function: str, argument: str, value: Any, name: str, bound: Any, remedy: str) -> None:
+    """Check that one number is at most another, where both are known; `name` says what `bound` is."""
+    if is_known(value) and is_known(bound) and float(value) > float(bound) * (1 + _SLACK):
+        reject(function, argument, f"at most {name} = {float(bound)}", float(value), remedy)
+
+
+def is_python_zero(value: object) -> bool:
+    """Whether a value is 0 for good: a Python number, which neither injection nor tracing can change."""
+    return isinstance(value, int | float) and value == 0
 
 
 def transformation(function: str, argument: str, value: Any, remedy: str) -> None:

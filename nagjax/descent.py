@@ -51,9 +51,9 @@ def add_decayed_weights(
     """Add weight_decay * params to the gradient, where `mask` is true.
 
     Returns:
-        A transformation without state; the identity for a plain 0, which then needs no `params`.
+        A transformation without state; the identity for a Python 0, which then needs no `params`.
     """
-    if isinstance(weight_decay, int | float) and weight_decay == 0:
+    if checks.is_python_zero(weight_decay):
         return optax.identity()
 
     def update(updates: PyTree, state: Any, params: PyTree | None = None) -> tuple[PyTree, optax.OptState]:

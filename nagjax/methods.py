@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
@@ -34,9 +36,10 @@ def nesterov(
     leave it 0 here and append `optax.add_decayed_weights(-learning_rate * weight_decay)` to the chain.
 
     Args:
-        learning_rate: Positive step size, or an Optax schedule of it.
+        learning_rate: Step size, at least 0, or an Optax schedule of it.
         momentum: As in `accelerate`.
-        weight_decay: Coefficient of coupled decay, at least 0. Other values than 0 need `params` in `update`.
+        weight_decay: Coefficient of coupled decay, at least 0. Other values than a Python 0 need `params` in
+            `update`.
         mask: Which leaves decay: a tree of booleans, or a function from parameters to one. None decays all.
         restart: As in `accelerate`.
         storage: As in `accelerate`.
@@ -177,7 +180,8 @@ def agnes(
 
     With s2 = noise the step is eta = 1/(L (1 + s2)). For convex functions alpha = eta/(2 (1 + s2)) and
     rho_n = (n + n_0)/(n + n_0 + 3) with n_0 = 2 s2. For strongly convex ones, with q = mu/L,
-    alpha = eta (1 - sqrt(q))/(1 - sqrt(q) + s2) and rho = (1 + s2 - sqrt(q))/(1 + s2 + sqrt(q)).
+    alpha = eta (1 - sqrt(q))/(1 - sqrt(q) + s2) and rho = (1 + s2 - sqrt(q))/(1 + s2 + sqrt(q)); q = 1 without noise is
+    gradient descent.
 
     Args:
         smoothness: L, positive.
@@ -208,7 +212,10 @@ def agnes(
         rule = rules.agnes(eta, eta / (2 * (1 + extra)), lambda n: (n + first) / (n + first + 3.0))
     else:
         root = _condition_number("agnes", smoothness, strong_convexity) ** -0.5
-        alpha = eta * (1 - root) / (1 - root + extra)
+        total = 1 - root + extra
+        # 0 for q = 1 without noise, where rho is 0 too and alpha plays no part.
+        divisor = jnp.where(total == 0, 1, total) if isinstance(total, jax.Array) else total or 1.0
+        alpha = eta * (1 - root) / divisor
         rule = rules.agnes(eta, alpha, (1 + extra - root) / (1 + extra + root))
     return optax.chain(scale_by_learning_rate(1.0), accelerate(rule))
 
@@ -244,7 +251,7 @@ def mass(
         1810.13395), section 4.
     """
     kappa = _condition_number("mass", smoothness, strong_convexity)
-    remedy = "it is at most the condition number smoothness / strong_convexity"
+    remedy = "for Gaussian examples in d dimensions it is d + 2"
     checks.scalar(
         "mass",
         "statistical_condition_number",
@@ -254,6 +261,8 @@ def mass(
         remedy,
     )
     statistical = number(statistical_condition_number)
+    bound = "smoothness / strong_convexity"
+    checks.at_most("mass", "statistical_condition_number", statistical, bound, kappa, remedy)
     alpha = (kappa * statistical) ** -0.5
     eta = 1 / number(smoothness)
     compensation = eta * (1 - 1 / statistical) / (1 + alpha)

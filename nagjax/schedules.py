@@ -41,7 +41,7 @@ def one_cycle(
         warm_up: Share of the rising part, in (0, 1); it ends after update warm_up * N - 1.
         start_divisor: Positive.
         end_divisor: Positive.
-        low: Momentum at the peak, in [0, 1).
+        low: Momentum at the peak, in [0, 1), at most `high`.
         high: Momentum at both ends, in [0, 1).
 
     Returns:
@@ -68,8 +68,7 @@ def one_cycle(
     checks.scalar(name, "warm_up", warm_up, "in (0, 1)", lambda v: 0 < v < 1, "0.3 is usual")
     checks.positive(name, "start_divisor", start_divisor, "25 is usual")
     checks.positive(name, "end_divisor", end_divisor, "1e4 is usual")
-    checks.fraction(name, "low", low, "0.85 is usual")
-    checks.fraction(name, "high", high, "0.95 is usual")
+    _check_momenta(name, low, high)
     turn, end = warm_up * total_steps - 1.0, total_steps - 1.0
 
     def through(start: jax.Array, middle: jax.Array, last: jax.Array, count: ArrayLike) -> jax.Array:
@@ -98,7 +97,7 @@ def opposite(learning_rate: Schedule, peak: ArrayLike, low: ArrayLike = 0.85, hi
     Args:
         learning_rate: A schedule with values from 0 to `peak`; larger ones count as `peak`.
         peak: Its largest value, positive.
-        low: Momentum at the peak, in [0, 1).
+        low: Momentum at the peak, in [0, 1), at most `high`.
         high: Momentum at the rate 0, in [0, 1).
 
     Returns:
@@ -123,11 +122,16 @@ def opposite(learning_rate: Schedule, peak: ArrayLike, low: ArrayLike = 0.85, hi
         remedy = "a constant rate has no opposite: give the momentum as a number"
         checks.reject(name, "learning_rate", "a function of the count", learning_rate, remedy, TypeError)
     checks.positive(name, "peak", peak, "give the largest learning rate")
-    checks.fraction(name, "low", low, "0.85 is usual")
-    checks.fraction(name, "high", high, "0.95 is usual")
+    _check_momenta(name, low, high)
 
     def momentum(count: ArrayLike) -> jax.Array:
         share = evaluate(name, learning_rate, jnp.asarray(count)) / as_scalar(peak)
         return as_scalar(high) - (as_scalar(high) - as_scalar(low)) * jnp.clip(share, 0, 1)
 
     return momentum
+
+
+def _check_momenta(function: str, low: ArrayLike, high: ArrayLike) -> None:
+    checks.fraction(function, "low", low, "0.85 is usual")
+    checks.fraction(function, "high", high, "0.95 is usual")
+    checks.at_most(function, "low", low, "high", high, "the momentum is low where the rate is high")

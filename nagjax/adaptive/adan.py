@@ -51,7 +51,7 @@ class AdanState(NamedTuple):
         return self._replace(velocity=where(self.velocity, False), difference=difference, age=age)
 
     def scaled(self, factors: list[jax.Array]) -> "AdanState":
-        """m and v times one scalar a leaf."""
+        """m and v times one scalar a leaf: with a factor other than 1 they are no averages that the age corrects."""
         moved = {field: scaled(getattr(self, field), factors) for field in ("velocity", "difference")}
         return self._replace(**moved)
 
@@ -106,7 +106,8 @@ def scale_by_adan(
     check_decays(name, eps, b1=b1, b2=b2, b3=b3)
     if restart is not None and restart.needs_nesterov:
         condition = "a test that does not read the velocity as the difference of successive answers"
-        checks.reject(name, "restart", condition, restart, "use restart.value(), restart.every() or restart.gradient()")
+        remedy = "use restart.value(), restart.every(period) or restart.gradient()"
+        checks.reject(name, "restart", condition, restart, remedy)
     buffer, plain = full() if storage is None else storage, full()
 
     def init(params: PyTree) -> AdanState:
@@ -188,7 +189,7 @@ def adan(
         b2: See `b1`.
         b3: See `b1`.
         eps: See `b1`.
-        weight_decay: At least 0. Other values than 0 need `params` in `update`.
+        weight_decay: At least 0. Other values than a Python 0 need `params` in `update`.
         mask: Which leaves decay: a tree of booleans, or a function from parameters to one. None decays all.
         no_prox: Whether parameters become (1 - learning_rate * weight_decay) params - learning_rate * u instead.
         restart: See `b1`.
@@ -226,7 +227,7 @@ def adan(
 
     # A function also where the rate is a number: as such the step size of a proximal step may not be 0.
     decay: Any = proximal.step(proximal.squared_l2(weight_decay), rate)
-    if isinstance(weight_decay, int | float) and weight_decay == 0:
+    if checks.is_python_zero(weight_decay):
         # Without decay it needs no parameters; its state is the one that an injected 0 has.
         decay = _at_zero(decay)
     return optax.chain(direction, descent, decay if mask is None else optax.masked(decay, mask))

@@ -43,7 +43,7 @@ class NadamState(NamedTuple):
         return self._replace(velocity=where(self.velocity, False), correction=correction, age=age)
 
     def scaled(self, factors: list[jax.Array]) -> "NadamState":
-        """m times one scalar a leaf."""
+        """m times one scalar a leaf: with a factor other than 1 it is no average that the age corrects."""
         return self._replace(velocity=scaled(self.velocity, factors))
 
 
@@ -77,7 +77,7 @@ def scale_by_nadam(
         eps_root: Added under the root, at least 0.
         convention: "dozat" is `optax.scale_by_adam(nesterov=True)`, "pytorch" is `torch.optim.NAdam`, "algoperf" the
             NAdamW of the AlgoPerf benchmark.
-        momentum_decay: psi, at least 0; for "pytorch" alone.
+        momentum_decay: psi, at least 0; the other conventions have none and do not read it.
         storage: How the average of gradients is kept, from `nagjax.storage`; `full()` by default. It is rounded
             before it is used.
 
@@ -161,8 +161,8 @@ def nadamw(
         b1: As in `adaptive.scale_by_nadam`, like `b2`, `eps` and `storage`.
         b2: See `b1`.
         eps: See `b1`.
-        weight_decay: At least 0. The default is Optax's; PyTorch's is 0. Other values than 0 need `params` in
-            `update`.
+        weight_decay: At least 0. The default is Optax's; PyTorch's is 0. Other values than a Python 0 need
+            `params` in `update`.
         mask: Which leaves decay: a tree of booleans, or a function from parameters to one. None decays all.
         convention: "dozat", "pytorch" (with its momentum decay of 4e-3) or "algoperf".
         storage: See `b1`.

@@ -13,7 +13,7 @@ from nagjax.types import Coefficients, Momentum
 
 class _ScheduleFreeCarry(NamedTuple):
     step: jax.Array  # k, int32 scalar
-    weight_sum: jax.Array  # sum of w_i up to k - 1, scalar
+    weight_sum: jax.Array  # sum of w_i up to k - 1 over (largest learning rate so far)^weight_power, scalar
     largest_rate: jax.Array  # largest learning rate so far, scalar
     average: jax.Array  # c_k, scalar
 
@@ -34,7 +34,9 @@ def schedule_free(
     Args:
         b: Interpolation between the fast point z (0) and the average x (1), in [0, 1].
         learning_rate: The rate that scales the base step, a number or a schedule: it sets the weights, here, and must
-            also scale the step, earlier in the chain. A constant needs no repetition.
+            also scale the step, earlier in the chain. A constant needs no repetition. The rule reads a schedule at
+            its own count, which `reset_momentum` and restarts set to 0; the count of what scales the step goes on.
+            From there the two rates differ, unless the chain starts again with a new `init`.
         weight_power: The power p of the rate in the weights, at least 0.
         count_power: The power r of the count in the weights, at least 0.
 
@@ -69,8 +71,12 @@ def schedule_free(
         rate = value_at(name, learning_rate, carry.step)
         largest = jnp.maximum(carry.largest_rate, rate)
         count = increment(carry.step)
-        weight = count.astype(largest.dtype) ** as_scalar(count_power) * largest ** as_scalar(weight_power)
-        total = carry.weight_sum + weight
+        # In units of the newest weight of a rate, so that no power of a rate underflows.
+        moves = largest > 0
+        ratio = jnp.where(moves, carry.largest_rate / jnp.where(moves, largest, 1), 1)
+        power = as_scalar(weight_power)
+        weight = count.astype(largest.dtype) ** as_scalar(count_power) * moves.astype(largest.dtype) ** power
+        total = carry.weight_sum * ratio**power + weight
         average = jnp.where(total > 0, weight / jnp.where(total > 0, total, 1), 0)
         interpolation = as_scalar(b)
         coefficients = Coefficients(

@@ -1,6 +1,8 @@
-"""Accelerated rules whose theorems are for stochastic gradients: noise that vanishes with the gradient.
+"""Accelerated rules for stochastic gradients.
 
-Plain Nesterov momentum diverges there at steps that gradient descent bears; the tests show both.
+The theorems of `agnes`, `mass` and `accsgd` are for noise that vanishes with the gradient; that of `nag_gs` is the
+stability of long steps without noise. Plain Nesterov momentum diverges in both at steps that these rules bear; the
+tests show it.
 """
 
 from typing import Any, NamedTuple
@@ -81,7 +83,7 @@ def mass(eta_1: Parameter, eta_2: Parameter, gamma: Parameter) -> Momentum:
 
     Args:
         eta_1: The step, at least 0, or a schedule.
-        eta_2: The compensation, at least 0, or a schedule; at most gamma eta_1.
+        eta_2: The compensation, at least 0, or a schedule; of numbers, at most gamma eta_1.
         gamma: Momentum, in [0, 1), or a schedule.
 
     Returns:
@@ -103,6 +105,10 @@ def mass(eta_1: Parameter, eta_2: Parameter, gamma: Parameter) -> Momentum:
     if not callable(gamma):
         checks.fraction(name, "gamma", gamma, "the authors' default is 0.905")
 
+    if not (callable(eta_1) or callable(eta_2) or callable(gamma)):
+        remedy = "a larger one would look back instead of ahead"
+        checks.at_most(name, "eta_2", eta_2, "gamma eta_1", number(gamma) * number(eta_1), remedy)
+
     def following(carry: _ScheduledCarry, **_: Any) -> tuple[Coefficients, _ScheduledCarry]:
         direct, momentum = value_at(name, eta_1, carry.step), value_at(name, gamma, carry.step)
         gain = momentum * direct - value_at(name, eta_2, carry.step)
@@ -120,7 +126,7 @@ def accsgd(condition_number: ArrayLike = 1000.0, xi: ArrayLike = 10.0, c: ArrayL
 
     Args:
         condition_number: kappa, the ratio of the long to the short step, positive.
-        xi: The statistical advantage, at most sqrt(kappa), positive; c xi = 1 is SGD.
+        xi: The statistical advantage, positive (the papers: at most sqrt(kappa)); c xi = 1 is SGD.
         c: In (0, 1].
 
     Returns:
@@ -162,10 +168,11 @@ def nag_gs(
 
     With K_k = alpha_k/(alpha_k mu + gamma_k) and a_k = alpha_k/(1 + alpha_k): decay = (1 - mu K_k)(1 - a_{k-1})
     K_{k-1}/K_k, direct = 0, gain = a_k K_k, readout = 0, and gamma_{k+1} = (gamma_k + alpha_k mu)/(1 + alpha_k). In the
-    order of the paper the first update is zero. The answer is `params`.
+    order of the paper the first update is zero. An update with alpha_k = 0 moves nothing and forgets the velocity, so
+    that warm-ups from 0 and decays to 0 are exact. The answer is `params`.
 
     Args:
-        alpha: The step of time, positive, or a schedule.
+        alpha: The step of time, a positive number or a schedule with values of at least 0.
         mu: Positive; the strong convexity, or a guess of it.
         gamma: gamma_0, positive.
         fixed_gamma: Whether gamma stays and the first update moves (NAG4 of the authors' code); with a constant alpha
@@ -201,7 +208,8 @@ def nag_gs(
         gain, share = time / (time * convexity + carry.gamma), time / (1 + time)
         moves = jnp.asarray(True) if fixed_gamma else carry.step > 0
         coefficients = Coefficients(
-            decay=(1 - convexity * gain) * carry.last / gain,
+            # Where there is no gain the velocity is never used, but for the next update it must be finite.
+            decay=jnp.where(gain == 0, 0, (1 - convexity * gain) * carry.last / jnp.where(gain == 0, 1, gain)),
             direct=0.0,
             gain=jnp.where(moves, share * gain, 0),
             readout=0.0,

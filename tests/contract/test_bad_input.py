@@ -48,8 +48,8 @@ RATES = {  # ... at least 0 and finite
     "primal_averaging: weight_decay": lambda decay: nagjax.primal_averaging(optax.identity(), 0.1, weight_decay=decay),
     "momentum.agnes: eta": lambda eta: momentum.agnes(eta, 0.1, 0.9),
     "momentum.agnes: alpha": lambda alpha: momentum.agnes(0.1, alpha, 0.9),
-    "momentum.mass: eta_1": lambda eta: momentum.mass(eta, 0.1, 0.9),
-    "momentum.mass: eta_2": lambda eta: momentum.mass(0.1, eta, 0.9),
+    "momentum.mass: eta_1": lambda eta: momentum.mass(eta, 0.0, 0.9),
+    "momentum.mass: eta_2": lambda eta: momentum.mass(10.0, eta, 0.9),
     "agnes: noise": lambda noise: nagjax.agnes(1.0, noise),
     "momentum.schedule_free: learning_rate": lambda rate: momentum.schedule_free(0.9, rate),
     "momentum.schedule_free: weight_power": lambda power: momentum.schedule_free(0.9, weight_power=power),
@@ -376,7 +376,7 @@ def test_swapped_arguments_of_eval_params_are_refused(method):
 
 
 @pytest.mark.parametrize("make", [nagjax.schedule_free, nagjax.primal_averaging])
-@pytest.mark.parametrize("base", [0.1, None, optax.sgd, "sgd"], ids=repr)
+@pytest.mark.parametrize("base", [0.1, None, optax.sgd, "sgd"], ids=["number", "None", "factory", "name"])
 def test_a_base_that_is_no_transformation_is_refused(make, base):
     refused(TypeError, f"{make.__name__}: base", "an Optax gradient transformation", make, base, 0.1)
 
@@ -401,11 +401,27 @@ def test_what_a_range_does_not_say_is_refused_too():
         lambda: nagjax.primal_averaging(optax.identity(), 0.1, 0.9, 0.0, weight_decay=0.1),
     )
     refused(ValueError, "mass: statistical_condition_number", "at least 1 and finite", nagjax.mass, 1.0, 0.1, 0.5)
+    bound = r"at most smoothness / strong_convexity = 10\.0"
+    refused(ValueError, "mass: statistical_condition_number", bound, nagjax.mass, 1.0, 0.1, 1000.0)
+    nagjax.mass(1.0, 0.1, jnp.float32(10.0))
+    refused(ValueError, "momentum.mass: eta_2", r"at most gamma eta_1 = 0\.05", momentum.mass, 0.1, 0.5, 0.5)
+    momentum.mass(0.1, lambda k: 0.5, 0.5)
     for convexity in 0.0, -1.0, 2.0:
         refused(ValueError, "agnes: strong_convexity", ".+", nagjax.agnes, 1.0, 0.1, convexity)
     refused(ValueError, "momentum.accsgd: c", ".+", momentum.accsgd, 100.0, 5.0, 1.5)
     refused(ValueError, "momentum.srsgd: period", ".+", momentum.srsgd, 0)
     refused(TypeError, "momentum.srsgd: period", ".+", momentum.srsgd, 2.5)
+
+
+def test_a_warm_up_of_no_whole_number_of_steps_is_refused_as_an_array_too():
+    for value in jnp.float32(2.5), jnp.int32(-1):
+        place, condition = "schedule_free: warmup_steps", "an integer of at least 0"
+        refused(
+            ValueError,
+            place,
+            condition,
+            lambda value=value: nagjax.schedule_free(optax.identity(), 0.1, warmup_steps=value),
+        )
 
 
 def test_decay_of_the_fast_point_asks_for_params():
@@ -416,3 +432,27 @@ def test_decay_of_the_fast_point_asks_for_params():
 def test_updates_in_sixteen_bits_ask_for_params():
     tx, params = nagjax.schedule_free(optax.identity(), 0.1), jnp.ones(2, jnp.bfloat16)
     refused(ValueError, "compensate: params", "passed to update", tx.update, params, tx.init(params))
+
+
+def test_compensation_refuses_what_is_not_like_its_parameters():
+    tx, params = nagjax.compensate(), {"a": jnp.ones(3, jnp.bfloat16), "b": jnp.ones(2)}
+    state = tx.init(params)
+    for wrong in {"a": params["a"]}, params | {"c": jnp.ones(1)}, list(params.values()):
+        structure = r"of the structure PyTreeDef.*"
+        refused(ValueError, "compensate: updates", structure, tx.update, wrong, state, params)
+        refused(ValueError, "compensate: params", structure, tx.update, params, state, wrong)
+    wrong = params | {"a": jnp.ones(1, jnp.bfloat16)}
+    refused(ValueError, "compensate: updates", r"of shape \(3,\) here", tx.update, wrong, state, params)
+    refused(ValueError, "compensate: params", r"of shape \(3,\) here", tx.update, params, state, wrong)
+    for leaf in jnp.ones(3, jnp.int8), jnp.arange(3):
+        refused(TypeError, "compensate: params", "floating-point or complex", tx.init, {"a": leaf})
+
+
+def test_compensation_takes_python_numbers_and_lacking_leaves():
+    tx, params = nagjax.compensate(), {"a": jnp.ones(3, jnp.bfloat16), "b": 1.0}
+    updates, state = tx.update({"a": None, "b": 0.5}, tx.init(params), params)
+    assert updates["a"] is None
+    assert updates["b"] == 0.5
+    updates, _ = tx.update({"a": jnp.full(3, 0.5, jnp.bfloat16), "b": 0.5}, state, params)
+    assert updates["a"].dtype == jnp.bfloat16
+    assert jnp.all(updates["a"] == 0.5)

@@ -95,6 +95,31 @@ def test_nag_gs_is_the_papers_loop_under_schedules(fixed_gamma):
     assert bool(np.all(found.queries[1] == START)) != fixed_gamma
 
 
+@pytest.mark.parametrize("fixed_gamma", [False, True], ids=["paper", "nag4"])
+@pytest.mark.parametrize(("first", "last"), [(0.0, 0.5), (0.5, 0.0)], ids=["warm-up from 0", "decay to 0"])
+def test_nag_gs_bears_steps_of_zero(first, last, fixed_gamma):
+    alpha = np.clip(first + (last - first) * K / 20, 0, 0.5)
+    assert np.sum(alpha == 0) == (1 if first == 0 else 21)
+    rule = momentum.nag_gs(from_table(alpha), 0.7, 1.3, fixed_gamma=fixed_gamma)
+    loop = stochastic_loops.nag_gs(gradient, START, alpha[:-1], 0.7, 1.3, fixed_gamma=fixed_gamma)
+    assert_close(follow(rule).queries, loop, TOLERANCE)
+
+
+def test_an_update_of_nag_gs_without_a_step_forgets_the_velocity():
+    alpha = np.where(K == 10, 0.0, 0.4)
+    found = follow(momentum.nag_gs(from_table(alpha), 0.7, 1.3, fixed_gamma=True)).queries
+    np.testing.assert_array_equal(found[11], found[10])
+    afresh = run(
+        optax.chain(
+            optax.scale(-1.0), nagjax.accelerate(momentum.nag_gs(from_table(alpha[11:]), 0.7, 1.3, fixed_gamma=True))
+        ),
+        traced,
+        found[11],
+        STEPS - 11,
+    )
+    assert_close(found[11:], afresh.queries, TOLERANCE)
+
+
 def test_nag_gs_with_a_fixed_gamma_is_the_heavy_ball():
     alpha, mu, gamma = 0.3, 0.7, 1.3
     share = alpha * mu + gamma
@@ -147,6 +172,27 @@ def test_agnes_has_its_rate_under_multiplicative_noise(noise, q):
     for curvature in smoothness * np.geomspace(q, 1, 50):
         radius = spectral_radius(multiplicative_moments(numbers, curvature, noise))
         assert radius <= 1 - np.sqrt(q) / (1 + noise) + 1e-12
+
+
+@pytest.mark.parametrize("traced_number", [None, "smoothness", "noise", "strong_convexity"])
+def test_agnes_of_the_easiest_function_is_gradient_descent(traced_number):
+    """At q = 1 without noise alpha is 0/0 and rho is 0; numbers, arrays and traced numbers are the same."""
+    arguments = {"smoothness": 4.0, "noise": 0.0, "strong_convexity": 4.0}
+
+    def two_updates(**changed):
+        optimizer = nagjax.agnes(**arguments | changed)
+        first, state = optimizer.update(jnp.array([1.0, -2.0]), optimizer.init(jnp.zeros(2)))
+        second, _ = optimizer.update(jnp.array([4.0, 8.0]), state)
+        return jnp.stack([first, second])
+
+    expected = -np.array([[1.0, -2.0], [4.0, 8.0]]) / 4
+    if traced_number is None:
+        np.testing.assert_allclose(two_updates(), expected, rtol=1e-15)
+        return
+    value = arguments[traced_number]
+    np.testing.assert_allclose(two_updates(**{traced_number: jnp.float64(value)}), expected, rtol=1e-15)
+    found = jax.jit(lambda number: two_updates(**{traced_number: number}))(value)
+    np.testing.assert_allclose(found, expected, rtol=1e-15)
 
 
 @pytest.mark.parametrize("noise", [3.0, 20.0])

@@ -175,7 +175,9 @@ def test_an_unknown_convention_is_refused_by_a_message_that_names_the_three(make
 
 @pytest.mark.parametrize("make", [adaptive.scale_by_adan, lambda **options: adaptive.adan(0.1, **options)])
 def test_a_speed_restart_of_adan_is_refused(make):
-    with pytest.raises(ValueError, match=r"^adaptive\.scale_by_adan: restart must be .*; use restart\.value\(\)"):
+    with pytest.raises(
+        ValueError, match=r"^adaptive\.scale_by_adan: restart must be .*; use .* restart\.every\(period\)"
+    ):
         make(restart=restart.speed())
 
 
@@ -219,6 +221,27 @@ def test_without_decay_no_params_are_needed(name):
     tx = build(name, weight_decay=0.0)
     updates, _ = tx.update(jnp.ones(3), tx.init(jnp.ones(3)))
     assert jnp.all(updates < 0)
+
+
+@pytest.mark.parametrize("make", [adaptive.nadamw, adaptive.adan], ids=["nadamw", "adan"])
+@pytest.mark.parametrize("zero", [np.float32(0), jnp.float32(0)], ids=["NumPy", "JAX"])
+def test_only_a_python_zero_is_known_to_need_no_params(make, zero):
+    tx = make(0.1, weight_decay=zero)
+    with pytest.raises(ValueError, match=r"params must be passed to update"):
+        tx.update(jnp.ones(3), tx.init(jnp.ones(3)))
+    for python in 0, 0.0:
+        tx = make(0.1, weight_decay=python)
+        tx.update(jnp.ones(3), tx.init(jnp.ones(3)))
+
+
+@pytest.mark.parametrize("convention", ["dozat", "pytorch", "algoperf"])
+def test_nadam_without_momentum_is_the_gradient_over_the_corrected_root(convention):
+    gradients = slopes(30, (5,))
+    found, _ = directions(adaptive.scale_by_nadam(0.0, 0.9, 1e-3, convention=convention), jnp.asarray(gradients))
+    squares = np.zeros(5)
+    for t, g in enumerate(gradients, start=1):
+        squares = 0.9 * squares + 0.1 * g**2
+        np.testing.assert_allclose(found[t - 1], g / (np.sqrt(squares / (1 - 0.9**t)) + 1e-3), rtol=1e-13)
 
 
 FAMILY = {

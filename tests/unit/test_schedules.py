@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -108,3 +109,17 @@ def test_bad_opposites_are_refused():
         schedules.opposite(0.1, 0.5)
     with pytest.raises(ValueError, match=r"schedules.opposite: peak must be positive and finite"):
         schedules.opposite(lambda k: 0.1, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("place", "build"),
+    [
+        ("one_cycle", lambda low, high: schedules.one_cycle(10, 1.0, low=low, high=high)),
+        ("opposite", lambda low, high: schedules.opposite(lambda k: 0.1, 1.0, low, high)),
+    ],
+)
+def test_swapped_momenta_are_refused(place, build):
+    with pytest.raises(ValueError, match=rf"^schedules.{place}: low must be at most high = 0.85, got 0.95; .*high\.$"):
+        build(0.95, 0.85)
+    build(0.9, 0.9)
+    jax.eval_shape(lambda low, high: (build(low, high), 0)[1], 0.95, 0.85)
