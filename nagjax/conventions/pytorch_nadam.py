@@ -31,7 +31,7 @@ def pytorch_nadam(
         b1: In [0, 1).
         b2: In [0, 1).
         eps: At least 0.
-        weight_decay: At least 0; other values than 0 need `params` in `update`.
+        weight_decay: At least 0; other values than a Python 0 need `params` in `update`.
         momentum_decay: psi, at least 0.
         decoupled_weight_decay: Whether parameters decay by learning_rate * weight_decay; otherwise
             weight_decay * params is added to the gradient, after its sign is chosen.

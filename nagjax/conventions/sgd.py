@@ -71,7 +71,7 @@ def pytorch_sgd(
         learning_rate: Step size, at least 0, or an Optax schedule of it.
         momentum: In [0, 1).
         dampening: In [0, 1]; must be 0 with Nesterov.
-        weight_decay: Coupled decay, at least 0; other values than 0 need `params` in `update`.
+        weight_decay: Coupled decay, at least 0; other values than a Python 0 need `params` in `update`.
         nesterov: Whether to look ahead; needs a positive momentum.
         maximize: Whether to ascend.
 
