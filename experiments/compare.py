@@ -33,7 +33,7 @@ class Config(Options):
     optimizers: tuple[str, ...] = tuple(OPTIMIZERS)
     """Which optimizers run; all by default. NAdamW, which sets the target, always takes part."""
     budget: int | None = None
-    """Trials of tuning for each optimizer. Default: 32 for digits, 12 for fashion_mnist and a9a, 8 for charlm."""
+    """Trials of tuning for each optimizer. Default: 32 for digits, 16 for charlm, 12 for fashion_mnist and a9a."""
     seeds: int | None = None
     """Seeds that are reported: 0, 1, ... Default: 10 for digits, else 3. Tuning has seeds of its own."""
     tuning_seed: int = 0

@@ -180,7 +180,7 @@ def _epochs(key: jax.Array, plan: Plan, rows: int) -> jax.Array:
 TASKS: dict[str, Task] = {
     "digits": Task(_digits, Plan(steps=720, batch=32, every=10), 32, 3, 10, 13, "digits"),
     "fashion_mnist": Task(_fashion_mnist, Plan(steps=480, batch=64, every=20), 12, 2, 3, 9, "fashion_mnist"),
-    "charlm": Task(_charlm, Plan(steps=240, batch=8, every=20), 8, 1, 3, 7),
+    "charlm": Task(_charlm, Plan(steps=240, batch=8, every=20), 16, 1, 3, 7),
     "a9a": Task(_a9a, Plan(steps=480, batch=64, every=20), 12, 2, 3, 9, "a9a"),
 }
 
