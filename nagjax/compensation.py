@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from nagjax import checks, trees
-from nagjax.transform import check_floating
+from nagjax.transform import check_floating, check_updates
 from nagjax.types import PyTree
 
 
@@ -67,24 +67,14 @@ def compensate() -> optax.GradientTransformation:
             remedy = "parameters of 16 bits need them: call `update(gradients, state, params)`"
             checks.reject("compensate", "params", "passed to update", None, remedy)
         updates, params = trees.as_arrays(updates), trees.as_arrays(params)
-        _check_alike("updates", updates, state.residual)
-        _check_alike("params", params, state.residual)
+        for argument, tree in ("updates", updates), ("params", params):
+            check_updates("compensate", tree, state.residual, argument)
         rows = zip(*map(trees.leaves, (updates, state.residual, params)), strict=True)
         pairs = [(u, r) if trees.is_absent(u) or not _is_narrow(y) else _add(u, r, y) for u, r, y in rows]
         moves, residual = [u for u, _ in pairs], [r for _, r in pairs]
         return trees.rebuild(updates, moves), CompensateState(trees.rebuild(state.residual, residual))
 
     return optax.GradientTransformation(init, update)
-
-
-def _check_alike(argument: str, tree: PyTree, residual: PyTree) -> None:
-    remedy = "pass trees like the parameters that `init` received, with None for what has no update"
-    found, expected = trees.structure(tree), trees.structure(residual)
-    if found != expected:
-        checks.reject("compensate", argument, f"of the structure {expected}", found, remedy)
-    for leaf, own in zip(trees.leaves(tree), trees.leaves(residual), strict=True):
-        if not trees.is_absent(leaf) and not trees.is_absent(own) and leaf.shape != own.shape:
-            checks.reject("compensate", argument, f"of shape {own.shape} here", leaf.shape, remedy)
 
 
 def _is_narrow(leaf: jax.Array) -> bool:

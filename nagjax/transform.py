@@ -226,21 +226,23 @@ def decode_checked(function: str, buffer: Storage, stored: PyTree, updates: PyTr
     return velocity
 
 
-def check_updates(function: str, updates: PyTree, like: PyTree) -> None:
+def check_updates(function: str, updates: PyTree, like: PyTree, argument: str = "updates") -> None:
     """Raise ValueError where updates have another structure or other shapes than `like`; they may lack leaves."""
-    remedy = "pass gradients of the parameters that `init` received, with None for those that have none"
+    remedy = "pass the tree that `init` received"
+    if argument == "updates":
+        remedy = "pass gradients of the parameters that `init` received, with None for those that have none"
     expected, found = trees.structure(like), trees.structure(updates)
     if expected != found:
-        checks.reject(function, "updates", f"of the structure {expected}", found, remedy)
+        checks.reject(function, argument, f"of the structure {expected}", found, remedy)
     for u, w in zip(trees.leaves(updates), trees.leaves(like), strict=True):
         if trees.is_absent(u):
             continue
         if trees.is_absent(w):
-            checks.reject(function, "updates", "None where the parameters are", f"{u.dtype}{list(u.shape)}", remedy)
+            checks.reject(function, argument, "None where the parameters are", f"{u.dtype}{list(u.shape)}", remedy)
         if jnp.iscomplexobj(w) and not jnp.iscomplexobj(u):
-            checks.reject(function, "updates", "complex like the parameters here", f"{u.dtype}{list(u.shape)}", remedy)
+            checks.reject(function, argument, "complex like the parameters here", f"{u.dtype}{list(u.shape)}", remedy)
         if u.shape != w.shape:
-            checks.reject(function, "updates", f"of shape {w.shape} here", u.shape, remedy)
+            checks.reject(function, argument, f"of shape {w.shape} here", u.shape, remedy)
 
 
 def _select(fresh: jax.Array, initial: Carry, carry: Carry) -> Carry:
