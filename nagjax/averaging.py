@@ -14,7 +14,7 @@ from nagjax.compensation import compensate
 from nagjax.descent import add_decayed_weights, scale_by_learning_rate
 from nagjax.scalars import Schedule, as_scalar, value_at
 from nagjax.storage import full
-from nagjax.transform import AccelerateState, accelerate, decode_checked
+from nagjax.transform import AccelerateState, accelerate, check_updates, decode_checked
 from nagjax.types import PyTree, Storage
 
 Mask = PyTree | Callable[[PyTree], PyTree] | None
@@ -184,7 +184,8 @@ def _decay_of_fast_point(
         if params is None:
             remedy = "weight decay needs them: call `update(gradients, state, params)`"
             checks.reject("primal_averaging", "params", "passed to update", None, remedy)
-        updates = trees.as_arrays(updates)
+        updates, params = trees.as_arrays(updates), trees.as_arrays(params)
+        check_updates("primal_averaging", updates, params)
         steps = trees.wide(updates, updates)
         carry = state.accelerate.momentum
         count = jnp.where(state.accelerate.age == 0, 0, carry.step)

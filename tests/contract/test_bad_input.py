@@ -429,6 +429,12 @@ def test_decay_of_the_fast_point_asks_for_params():
     refused(ValueError, "primal_averaging: params", "passed to update", tx.update, jnp.ones(2), tx.init(jnp.ones(2)))
 
 
+def test_decay_of_the_fast_point_refuses_params_that_do_not_fit():
+    tx, params = nagjax.primal_averaging(optax.identity(), 0.1, weight_decay=0.1), {"a": jnp.ones(2)}
+    for wrong in {"a": jnp.ones(3)}, {"b": jnp.ones(2)}:
+        refused(ValueError, "primal_averaging: updates", ".+", tx.update, params, tx.init(params), wrong)
+
+
 def test_updates_in_sixteen_bits_ask_for_params():
     tx, params = nagjax.schedule_free(optax.identity(), 0.1), jnp.ones(2, jnp.bfloat16)
     refused(ValueError, "compensate: params", "passed to update", tx.update, params, tx.init(params))
