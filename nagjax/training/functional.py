@@ -1,0 +1,94 @@
+"""Models as pure functions: the trained parameters, the model's other variables, and the loss of both."""
+
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from nagjax import checks
+from nagjax.scalars import scalar_dtype
+from nagjax.types import PyTree
+
+Model = Any
+LossFn = Callable[..., Any]
+Values = dict[str, jax.Array]
+
+
+class Functional(Protocol):
+    """A model whose variables are held outside of it.
+
+    `params` are trained; `rest` is what else changes from call to call. Both are the values at the start.
+    """
+
+    params: PyTree
+    rest: PyTree
+
+    def loss(self, params: PyTree, rest: PyTree, batch: PyTree) -> tuple[jax.Array, tuple[PyTree, Values]]:
+        """(loss, (rest after the call, values to report))."""
+        ...
+
+    def merge(self, params: PyTree, rest: PyTree) -> Model:
+        """The model as its user knows it."""
+        ...
+
+
+class Module:
+    """A Flax nnx module; `rest` is every variable that the filter `wrt` does not pass."""
+
+    def __init__(self, function: str, model: nnx.Module, loss_fn: LossFn, wrt: Any) -> None:
+        self._function, self._loss_fn, self._wrt = function, loss_fn, wrt
+        self._graph, *states = cast("Any", nnx.split(model, wrt, ...))
+        self.params, self.rest = map(nnx.as_pure, states)
+        if not jax.tree.leaves(self.params):
+            checks.reject(function, "wrt", "a filter that some variable of the model passes", wrt, "use nnx.Param")
+
+    def loss(self, params: PyTree, rest: PyTree, batch: PyTree) -> tuple[jax.Array, tuple[PyTree, Values]]:
+        """`loss_fn(model, batch)` on a model of these variables."""
+        # A copy, because Flax refuses to count random numbers across the levels of scan and grad.
+        model = self.merge(params, rest)
+        loss, values = _scalars(self._function, self._loss_fn(model, batch))
+        return loss, (nnx.as_pure(cast("Any", nnx.state(model, nnx.Not(self._wrt)))), values)
+
+    def merge(self, params: PyTree, rest: PyTree) -> nnx.Module:
+        """A module with these variables."""
+        return nnx.merge(self._graph, params, rest, copy=True)
+
+
+class Plain:
+    """A tree of arrays and a loss of it; `rest` is the key of the random numbers to come, or empty."""
+
+    def __init__(self, function: str, params: PyTree, loss_fn: LossFn, key: jax.Array | None) -> None:
+        self._function, self._loss_fn = function, loss_fn
+        self.params: PyTree = params
+        self.rest: PyTree = () if key is None else key
+        leaves = jax.tree.leaves(params)
+        if not leaves or not all(hasattr(leaf, "dtype") for leaf in leaves):
+            remedy = "pass the model, or its parameters"
+            checks.reject(function, "model", "an nnx module or a tree of arrays", params, remedy, TypeError)
+
+    def loss(self, params: PyTree, rest: PyTree, batch: PyTree) -> tuple[jax.Array, tuple[PyTree, Values]]:
+        """`loss_fn(params, batch)`, or `loss_fn(params, batch, key)` with a new key."""
+        keys: tuple[jax.Array, ...] = () if isinstance(rest, tuple) else tuple(jax.random.split(rest))
+        loss, values = _scalars(self._function, self._loss_fn(params, batch, *keys[1:]))
+        return loss, (keys[0] if keys else (), values)
+
+    def merge(self, params: PyTree, rest: PyTree) -> PyTree:
+        """The parameters."""
+        return params
+
+
+def _scalars(function: str, result: Any) -> tuple[jax.Array, Values]:
+    """Loss and values to report of what a loss function returned, which may be the loss alone."""
+    loss, values = cast("Any", result if isinstance(result, tuple) else (result, {}))
+    if not isinstance(values, dict):
+        remedy = "return the loss, or (loss, {name: scalar})"
+        checks.reject(function, "loss_fn", "a function with a dictionary beside the loss", values, remedy, TypeError)
+    named: dict[str, Any] = {"loss": loss, **values}
+    for name, value in named.items():
+        if jnp.shape(value) != () or jnp.iscomplexobj(value):
+            condition = f"a function whose {name!r} is a real scalar"
+            checks.reject(function, "loss_fn", condition, jnp.shape(value), "take the mean over the batch")
+    scalars = {name: jnp.asarray(value).astype(scalar_dtype()) for name, value in named.items()}
+    return scalars["loss"], jax.lax.stop_gradient(scalars)

@@ -1,0 +1,245 @@
+"""One training step as a pure function of state and batch."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, cast, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.typing import DTypeLike
+
+from nagjax import answers, checks, trees
+from nagjax.scalars import scalar_dtype
+from nagjax.training.functional import Functional, LossFn, Model, Module, Plain, Values
+from nagjax.training.precision import LossScale, all_finite, cast_floating
+from nagjax.types import PyTree
+
+NonFinite = Literal["ignore", "skip", "restart", "stop"]
+Point = Literal["answer", "params"]
+SKIPPED = "skipped"
+
+
+class TrainState(NamedTuple):
+    """What one step hands to the next: a pure tree of arrays, usable as a `lax.scan` carry and with donation."""
+
+    params: PyTree  # y, where gradients are taken
+    rest: PyTree  # the model's other variables: BatchNorm statistics, keys and counts of random numbers, ...
+    opt_state: PyTree
+    step: jax.Array  # batches seen; int32, shape ()
+    scaling: LossScale | None
+
+
+class TrainStep:
+    """Gradient, update and the model's own state, as a pure function (state, batch) -> (state, metrics).
+
+    The model is one of two kinds:
+
+    - a Flax nnx module, with `loss_fn(model, batch)`. Layers may change their state (BatchNorm) and draw random numbers
+      (Dropout); both go on from step to step, also inside `lax.scan`. A Linen module becomes one by Flax's
+      `nnx.bridge.ToNNX`, whose call takes `mutable=["batch_stats"]` where it has BatchNorm;
+    - any other tree of arrays, with `loss_fn(params, batch)`, or `loss_fn(params, batch, key)` where `key` is given.
+
+    `loss_fn` returns the loss, a scalar that is a mean over the batch, or the loss and a dictionary of scalars to
+    report. The optimizer also gets `value`, `grad` and `value_fn`, which line searches and value restarts ask for.
+
+    Args:
+        model: The module, which is copied, or the tree of parameters.
+        loss_fn: The loss.
+        tx: Any Optax transformation. It sees the parameters as a tree of arrays named as in the model.
+        wrt: Filter of the variables that are trained (nnx).
+        key: Key of the random numbers of a plain `loss_fn`.
+        accumulate: Number n of equal parts of a batch, at least 1, whose gradients are averaged before the update.
+            Memory is that of one part. The result is that of the whole batch unless layers mix its examples.
+        compute_dtype: Floating dtype to which parameters and the batch's floating leaves are cast for `loss_fn`, such
+            as `jnp.bfloat16`. Parameters, gradients and states keep their own. Cast logits to float32 in the loss.
+        loss_scale: First scale of the loss; float16 needs one, and 2.0**15 is usual. It halves after a gradient that is
+            not finite, whose step is skipped, and doubles after 2,000 finite ones.
+        nonfinite: What happens at a gradient with NaN or infinity. "ignore": it reaches optimizer and parameters.
+            "skip": parameters, optimizer and model keep their values. "restart": the same, and momentum is reset.
+            "stop": as "skip", and `fit` ends.
+
+    Raises:
+        TypeError: An argument is of a wrong type.
+        ValueError: An argument is out of its range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, nagjax
+        >>> params = {"w": jnp.zeros(3, jnp.float32)}
+        >>> def loss(params, batch):
+        ...     return jnp.mean((batch @ params["w"] - 1) ** 2)
+        >>> step = nagjax.training.TrainStep(params, loss, nagjax.nesterov(0.1))
+        >>> state, metrics = jax.jit(step)(step.init(), jnp.eye(3, dtype=jnp.float32))
+        >>> bool(metrics["loss"] == 1 and state.step == 1)
+        True
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        loss_fn: LossFn,
+        tx: optax.GradientTransformation,
+        *,
+        wrt: Any = nnx.Param,
+        key: jax.Array | None = None,
+        accumulate: int = 1,
+        compute_dtype: DTypeLike | None = None,
+        loss_scale: float | None = None,
+        nonfinite: NonFinite = "ignore",
+    ) -> None:
+        name = "TrainStep"
+        if not callable(loss_fn):
+            checks.reject(name, "loss_fn", "a function", loss_fn, "write loss_fn(model, batch) -> loss", TypeError)
+        checks.transformation(name, "tx", tx, "pass nagjax.nesterov(0.1), say")
+        checks.whole(name, "accumulate", accumulate, 1, "1 takes the gradient of the whole batch at once")
+        if compute_dtype is not None and not jnp.issubdtype(compute_dtype, jnp.floating):
+            checks.reject(name, "compute_dtype", "a floating dtype", compute_dtype, "jnp.bfloat16 is usual")
+        if loss_scale is not None:
+            checks.positive(name, "loss_scale", loss_scale, "2.0**15 is usual for float16")
+        if nonfinite not in get_args(NonFinite):
+            checks.reject(name, "nonfinite", f"one of {get_args(NonFinite)}", nonfinite, "'skip' drops such steps")
+        if isinstance(model, nnx.Module) and key is not None:
+            checks.reject(name, "key", "None for an nnx module", "a key", "its layers draw from its own nnx.Rngs")
+        self._model: Functional = (
+            Module(name, model, loss_fn, wrt) if isinstance(model, nnx.Module) else Plain(name, model, loss_fn, key)
+        )
+        self.tx = optax.with_extra_args_support(tx)
+        self.accumulate = accumulate
+        self.compute_dtype = compute_dtype
+        self.loss_scale = loss_scale
+        self.nonfinite = nonfinite
+
+    def init(self) -> TrainState:
+        """The state before the first step, in buffers of its own, which may be donated."""
+        params, rest = (jax.tree.map(jnp.copy, part) for part in (self._model.params, self._model.rest))
+        scaling = None if self.loss_scale is None else LossScale.first(self.loss_scale)
+        return TrainState(params, rest, self.tx.init(params), jnp.int32(0), scaling)
+
+    def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Values]:
+        """One update.
+
+        Args:
+            state: The state so far.
+            batch: What `loss_fn` takes; a tree of arrays whose first axis `accumulate` divides where that is not 1.
+
+        Returns:
+            The next state, and what the loss reports at `state.params`: real scalars, float32 or float64 under x64,
+            among them "loss"; with a policy for gradients that are not finite also "skipped", 0 or 1.
+
+        Raises:
+            ValueError: The loss or a value to report is no scalar, or `accumulate` does not divide the batch.
+        """
+        parts = batch if self.accumulate == 1 else jax.tree.map(self._split, batch)
+        (values, grads), rest = self._mean(self._gradient(state), state.rest, parts)
+
+        def value_fn(params: PyTree) -> jax.Array:
+            return self._mean(lambda rest, part: self._loss(params, rest, part), state.rest, parts)[0]
+
+        def update() -> tuple[PyTree, PyTree, PyTree]:
+            updates, opt_state = self.tx.update(
+                grads, state.opt_state, state.params, value=values["loss"], grad=grads, value_fn=value_fn
+            )
+            return optax.apply_updates(state.params, updates), rest, opt_state
+
+        def keep() -> tuple[PyTree, PyTree, PyTree]:
+            restarts = self.nonfinite == "restart"
+            opt_state = answers.reset_momentum(state.opt_state) if restarts else state.opt_state
+            return state.params, state.rest, opt_state
+
+        if self.nonfinite == "ignore" and state.scaling is None:
+            params, rest, opt_state = update()
+            return TrainState(params, rest, opt_state, state.step + 1, None), values
+        finite = all_finite(grads)
+        params, rest, opt_state = cast("Any", jax.lax.cond(finite, update, keep))
+        scaling = None if state.scaling is None else state.scaling.after(finite)
+        values = values | {SKIPPED: 1 - finite.astype(scalar_dtype())}
+        return TrainState(params, rest, opt_state, state.step + 1, scaling), values
+
+    def model(self, state: TrainState, at: Point = "answer") -> Model:
+        """The model at a state.
+
+        Args:
+            state: A state of this step.
+            at: "answer" for `nagjax.eval_params`, which is `params` where the optimizer has no answer of its own;
+                "params" for the query point.
+
+        Returns:
+            An nnx module of its own, or the tree of parameters. Statistics of BatchNorm are those of training;
+            `recompute_batch_statistics` finds those of the answer.
+
+        Raises:
+            ValueError: `at` is something else.
+        """
+        if at not in get_args(Point):
+            checks.reject("TrainStep.model", "at", f"one of {get_args(Point)}", at, "'answer' is what to deploy")
+        has_answer = at == "answer" and answers.has_answer(state.opt_state)
+        params = answers.eval_params(state.params, state.opt_state) if has_answer else state.params
+        return self._model.merge(params, state.rest)
+
+    def _loss(self, params: PyTree, rest: PyTree, part: PyTree) -> tuple[jax.Array, PyTree]:
+        loss, (rest, _) = self._report(params, rest, part)
+        return loss, rest
+
+    def _report(self, params: PyTree, rest: PyTree, part: PyTree) -> tuple[jax.Array, tuple[PyTree, Values]]:
+        params, part = (cast_floating(tree, self.compute_dtype) for tree in (params, part))
+        loss, (new, values) = self._model.loss(params, rest, part)
+        return loss, (jax.tree.map(_in_dtype_of, rest, new), values)
+
+    def _gradient(self, state: TrainState) -> Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]:
+        scaling = state.scaling
+
+        def objective(params: PyTree, rest: PyTree, part: PyTree) -> tuple[jax.Array, tuple[PyTree, Values]]:
+            loss, aux = self._report(params, rest, part)
+            return loss if scaling is None else loss * scaling.scale.astype(loss.dtype), aux
+
+        def gradient(rest: PyTree, part: PyTree) -> tuple[PyTree, PyTree]:
+            grads, (rest, values) = cast("Any", jax.grad(objective, has_aux=True))(state.params, rest, part)
+            return (values, grads if scaling is None else scaling.unscale(grads)), rest
+
+        return gradient
+
+    def _mean(
+        self, function: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], rest: PyTree, parts: PyTree
+    ) -> tuple[PyTree, PyTree]:
+        """The mean of (rest, part) -> (result, rest) over the parts, and the last rest."""
+        if self.accumulate == 1:
+            return function(rest, parts)
+
+        def zero(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+            return jnp.zeros(leaf.shape, trees.compute_dtype(leaf.dtype))
+
+        def plus(total: jax.Array, leaf: jax.Array) -> jax.Array:
+            return total + leaf.astype(total.dtype)
+
+        def mean(total: jax.Array, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+            return (total / self.accumulate).astype(leaf.dtype)
+
+        def add(carry: tuple[PyTree, PyTree], part: PyTree) -> tuple[tuple[PyTree, PyTree], None]:
+            total, rest = carry
+            result, rest = function(rest, part)
+            return (jax.tree.map(plus, total, result), rest), None
+
+        shapes: PyTree = jax.eval_shape(function, rest, first(parts))[0]
+        (total, rest), _ = jax.lax.scan(add, (jax.tree.map(zero, shapes), rest), parts)
+        return jax.tree.map(mean, total, shapes), rest
+
+    def _split(self, leaf: jax.Array) -> jax.Array:
+        if leaf.ndim == 0 or leaf.shape[0] % self.accumulate:
+            remedy = "choose a batch size that it divides"
+            condition = f"a divisor of the batch, whose first axis has shape {leaf.shape[:1]}"
+            checks.reject("TrainStep", "accumulate", condition, self.accumulate, remedy)
+        return leaf.reshape(self.accumulate, leaf.shape[0] // self.accumulate, *leaf.shape[1:])
+
+
+def first(stack: PyTree) -> PyTree:
+    """The first of a stack of trees."""
+
+    def take(leaf: jax.Array) -> jax.Array:
+        return leaf[0]
+
+    return jax.tree.map(take, stack)
+
+
+def _in_dtype_of(old: jax.Array, new: jax.Array) -> jax.Array:
+    """A variable of the model that was computed in another floating dtype, as a loop needs it."""
+    return new.astype(old.dtype) if jnp.issubdtype(old.dtype, jnp.floating) else new
