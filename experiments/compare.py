@@ -39,9 +39,9 @@ class Config(Options):
     tuning_seed: int = 0
     """Seed of the points that tuning tries."""
     text: TextName = "python_source"
-    """Text of charlm; tinyshakespeare needs --data."""
+    """Text of charlm; the first is on every machine."""
     data: Path | None = None
-    """Folder of data sets: fashion_mnist/*.gz, a9a/*.gz, text/tinyshakespeare.txt."""
+    """Folder of data sets: fashion_mnist/*.gz, a9a/*.gz, text/tinyshakespeare.txt. Without it they are downloaded."""
     journal: Path = Path("results/compare_trials")
     """Folder of the journals of finished runs; a run that is found there is not repeated."""
     fresh: bool = False

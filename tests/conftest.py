@@ -1,7 +1,12 @@
 """Strict JAX for every test: 64 bits, no implicit promotion of dtypes or ranks, warnings as errors, 8 CPU devices."""
 
 import os
+import tempfile
+from pathlib import Path
 
+# No test fetches a data set, or reads one from the cache of the machine.
+os.environ["NAGJAX_OFFLINE"] = "1"
+os.environ["NAGJAX_CACHE"] = str(Path(tempfile.gettempdir()) / "nagjax-no-cache")
 # Before the first use of JAX in the process.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()

@@ -47,12 +47,12 @@ class MLP(nnx.Module):
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
         self.activation = activation
 
-    def __call__(self, inputs: jax.Array, *, deterministic: bool = False) -> jax.Array:
+    def __call__(self, inputs: jax.Array, *, deterministic: bool | None = None) -> jax.Array:
         """The outputs, shape (..., sizes[-1]), of inputs of shape (..., sizes[0]).
 
         Args:
             inputs: Floating-point, shape (..., sizes[0]).
-            deterministic: Whether dropout is off, as in evaluation.
+            deterministic: Whether dropout is off; by default as `model.train()` or `model.eval()` said last.
         """
         hidden = inputs
         for layer in self.layers[:-1]:

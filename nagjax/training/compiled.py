@@ -1,5 +1,6 @@
 """Steps compiled as one program: one step a call, many steps a call, or an epoch over data on the device."""
 
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 
 from nagjax import checks
 from nagjax.training.device_data import DeviceData
+from nagjax.training.loops import Body, Prepare, repeated, slow_in_scan
 from nagjax.training.metrics import Metrics
 from nagjax.training.step import TrainState, TrainStep, first
 from nagjax.types import PyTree
@@ -35,7 +37,8 @@ def compiled(step: TrainStep, *, steps_per_call: int = 1, donate: bool = True) -
     """A compiled train step, or several in one call.
 
     A call of one step costs what Python and the dispatch of every array cost, a microsecond or more each; many steps a
-    call pay it once.
+    call pay it once. On CPU a model with convolutions is called step by step all the same: XLA computes them slowly
+    inside loops.
 
     Args:
         step: The step.
@@ -61,25 +64,17 @@ def compiled(step: TrainStep, *, steps_per_call: int = 1, donate: bool = True) -
         True
     """
     checks.whole("compiled", "steps_per_call", steps_per_call, 1, "1 dispatches every step by itself")
+    one_call = steps_per_call == 1
 
-    def run(state: TrainState, metrics: Metrics, batch: PyTree) -> Carry:
-        if steps_per_call == 1:
-            return _one(step, (state, metrics), batch)
+    def body(carry: Carry, index: Any, batch: PyTree) -> Carry:
+        return _one(step, carry, batch if one_call else _nth(batch, index))
 
-        def one(carry: Carry, part: PyTree) -> tuple[Carry, None]:
-            return _one(step, carry, part), None
-
-        return jax.lax.scan(one, (state, metrics), batch)[0]
-
-    program: Any = jax.jit(run, donate_argnums=(0,) if donate else ())
-    zeros = _Zeros(step)
+    loop = _Loop(step, body, steps_per_call, donate)
 
     def train(state: TrainState, batch: PyTree, metrics: Metrics | None = None) -> Carry:
-        if steps_per_call > 1:
+        if not one_call:
             _check_stacked(batch, steps_per_call)
-        if metrics is None:
-            metrics = zeros(state, batch if steps_per_call == 1 else first(batch))
-        return program(state, metrics, batch)
+        return loop(state, metrics, batch, lambda: batch if one_call else first(batch))
 
     return train
 
@@ -88,7 +83,7 @@ def compiled_epoch(step: TrainStep, data: DeviceData, *, steps: int | None = Non
     """An epoch, or a number of steps, over data on the device as one program that also draws its batches.
 
     The batches are those of the steps `state.step`, `state.step + 1`, ... of `data`, into the next epoch where they
-    reach its end.
+    reach its end. On CPU a model with convolutions runs as one program a step, as in `compiled`.
 
     Args:
         step: The step.
@@ -117,8 +112,8 @@ def compiled_epoch(step: TrainStep, data: DeviceData, *, steps: int | None = Non
     checks.whole("compiled_epoch", "steps", count, 1, "None takes a whole epoch")
     checks.at_most("compiled_epoch", "steps", count, "the steps of an epoch", whole, "call it once an epoch")
 
-    def run(state: TrainState, metrics: Metrics, arrays: PyTree) -> Carry:
-        epoch, start = state.step // whole, state.step % whole
+    def rows(step: jax.Array) -> jax.Array:
+        epoch, start = step // whole, step % whole
 
         def following() -> jax.Array:
             return data.order(epoch + 1)
@@ -128,21 +123,23 @@ def compiled_epoch(step: TrainStep, data: DeviceData, *, steps: int | None = Non
 
         order = data.order(epoch)
         after = cast("jax.Array", jax.lax.cond(start + count > whole, following, unused))
-        rows = jax.lax.dynamic_slice_in_dim(jnp.concatenate([order, after]), start, count)
+        return jax.lax.dynamic_slice_in_dim(jnp.concatenate([order, after]), start, count)
 
-        def one(carry: Carry, rows: jax.Array) -> tuple[Carry, None]:
-            return _one(step, carry, data.batch(arrays, rows, carry[0].step)), None
+    def body(carry: Carry, index: Any, operands: tuple[PyTree, jax.Array]) -> Carry:
+        arrays, rows = operands
+        return _one(step, carry, data.batch(arrays, rows[index], carry[0].step))
 
-        return jax.lax.scan(one, (state, metrics), rows)[0]
+    def prepare(state: TrainState, arrays: PyTree) -> tuple[PyTree, jax.Array]:
+        return arrays, rows(state.step)
 
-    program: Any = jax.jit(run, donate_argnums=(0,) if donate else ())
-    zeros = _Zeros(step)
+    loop = _Loop(step, body, count, donate, prepare)
+
+    def example(state: TrainState) -> PyTree:
+        row = jax.ShapeDtypeStruct((data.batch_size,), jnp.int32)
+        return jax.eval_shape(data.batch, data.arrays, row, state.step)
 
     def epoch(state: TrainState, metrics: Metrics | None = None) -> Carry:
-        if metrics is None:
-            rows = jax.ShapeDtypeStruct((data.batch_size,), jnp.int32)
-            metrics = zeros(state, jax.eval_shape(data.batch, data.arrays, rows, state.step))
-        return program(state, metrics, data.arrays)
+        return loop(state, metrics, data.arrays, lambda: example(state))
 
     return epoch
 
@@ -153,17 +150,31 @@ def _one(step: TrainStep, carry: Carry, batch: PyTree) -> Carry:
     return state, metrics.add(values)
 
 
-class _Zeros:
-    """Metrics of no step, whose names are those that a first trace of the step finds."""
+class _Loop:
+    """A number of steps, compiled when they are first called: only then is it known what they compute and report."""
 
-    def __init__(self, step: TrainStep) -> None:
-        self._step = step
+    def __init__(self, step: TrainStep, body: Body, count: int, donate: bool, prepare: Prepare | None = None) -> None:
+        self._step, self._body, self._count, self._donate = step, body, count, donate
+        self._prepare = prepare
         self._values: Any = None
+        self._run: Any = None
 
-    def __call__(self, state: TrainState, batch: PyTree) -> Metrics:
-        if self._values is None:
-            _, self._values = jax.eval_shape(self._step, state, batch)
-        return Metrics.zeros(self._values)
+    def __call__(
+        self, state: TrainState, metrics: Metrics | None, operands: PyTree, example: Callable[[], PyTree]
+    ) -> Carry:
+        if self._run is None:
+            trace: Any = jax.make_jaxpr(self._step, return_shape=True)
+            jaxpr, (_, self._values) = trace(state, example())
+            in_scan = self._count > 1 and not slow_in_scan(jaxpr)
+            self._run = repeated(self._body, self._count, prepare=self._prepare, in_scan=in_scan, donate=self._donate)
+        return self._run(state, Metrics.zeros(self._values) if metrics is None else metrics, operands)
+
+
+def _nth(stack: PyTree, index: Any) -> PyTree:
+    def take(leaf: jax.Array) -> jax.Array:
+        return cast("jax.Array", jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False))
+
+    return jax.tree.map(take, stack)
 
 
 def _check_stacked(batch: PyTree, steps: int) -> None:

@@ -94,7 +94,7 @@ class StreamFeed:
             done += count
             if done == self.steps_per_epoch:
                 return
-        self._ahead = None
+        self._ahead, self._taken = None, 0
         if self.steps_per_epoch is not None:
             condition = f"long enough for epochs of steps_per_epoch = {self.steps_per_epoch}"
             checks.reject("fit", "data", condition, f"its end after {done}", "repeat it, or leave out steps_per_epoch")

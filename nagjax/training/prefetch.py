@@ -4,7 +4,7 @@ import collections
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -68,7 +68,7 @@ def to_device(batch: PyTree, sharding: jax.sharding.Sharding | None = None) -> P
 
     # `may_alias=False` of device_put does not keep it from reading the buffer after it has returned.
     def own(leaf: Any) -> Any:
-        return np.array(leaf) if isinstance(leaf, np.ndarray) else leaf
+        return cast("Any", leaf).copy() if isinstance(leaf, np.ndarray) else leaf
 
     return jax.device_put(jax.tree.map(own, batch), sharding)
 

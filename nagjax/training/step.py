@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from nagjax import answers, checks, trees
 from nagjax.scalars import scalar_dtype
 from nagjax.training.functional import Functional, LossFn, Model, Module, Plain, Values
+from nagjax.training.loops import slow_in_scan
 from nagjax.training.precision import LossScale, all_finite, cast_floating
 from nagjax.types import PyTree
 
@@ -219,8 +220,10 @@ class TrainStep:
             result, rest = function(rest, part)
             return (jax.tree.map(plus, total, result), rest), None
 
-        shapes: PyTree = jax.eval_shape(function, rest, first(parts))[0]
-        (total, rest), _ = jax.lax.scan(add, (jax.tree.map(zero, shapes), rest), parts)
+        trace: Any = jax.make_jaxpr(function, return_shape=True)
+        jaxpr, (shapes, _) = trace(rest, first(parts))
+        unroll = slow_in_scan(jaxpr)
+        (total, rest), _ = jax.lax.scan(add, (jax.tree.map(zero, shapes), rest), parts, unroll=unroll)
         return jax.tree.map(mean, total, shapes), rest
 
     def _split(self, leaf: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ import pytest
 
 import nagjax
 from nagjax.training import DeviceData, TrainStep, compiled, compiled_epoch, prefetch
+from nagjax.training.loops import slow_in_scan
 
 ROWS, BATCH = 23, 5  # 4 batches an epoch, 3 rows left over
 
@@ -99,6 +100,41 @@ def test_what_does_not_fit_is_refused():
         compiled(step(), steps_per_call=4)(step().init(), jnp.zeros((3, 2)))
     with pytest.raises(TypeError, match="steps_per_call must be an integer"):
         compiled(step(), steps_per_call=1.5)
+
+
+def convolution(params, batch):
+    images = batch.reshape(-1, 1, 2, 2)
+    kernel = params["w"].reshape(1, 1, 1, 1)
+    return jnp.mean((jax.lax.conv(images, kernel, (1, 1), "VALID") - 1) ** 2)
+
+
+def test_convolutions_are_found_at_any_depth():
+    def nested(params, batch):
+        def looped(carry, part):
+            return carry + jax.lax.cond(carry > 0, lambda: jax.jit(convolution)(params, part), lambda: 0.0), None
+
+        return jax.lax.scan(looped, jnp.zeros(()), batch[None])[0]
+
+    arguments = {"w": jnp.ones(())}, jnp.ones(4)
+    assert slow_in_scan(jax.make_jaxpr(jax.grad(convolution))(*arguments))
+    assert slow_in_scan(jax.make_jaxpr(jax.checkpoint(nested))(*arguments))
+    assert not slow_in_scan(jax.make_jaxpr(jax.grad(lambda *given: loss(*given)[0]))(*arguments))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_steps_with_convolutions_are_the_same_without_a_loop(accumulate):
+    images = jnp.sin(rows())[:20].reshape(5, 4)
+    step = TrainStep({"w": jnp.zeros(())}, convolution, nagjax.nesterov(0.05), accumulate=accumulate)
+    data = DeviceData(images, 2, seed=3)
+    state, metrics = compiled_epoch(step, data)(step.init())
+    expected, sums = step.init(), []
+    for order in data.order(0):
+        expected, value = step(expected, images[order])
+        sums.append(float(value["loss"]))
+    chex.assert_trees_all_close(state, expected, rtol=1e-12)
+    assert metrics.means()["loss"] == pytest.approx(np.mean(sums), rel=1e-12)
+    again, _ = compiled(step, steps_per_call=2)(step.init(), images[data.order(0)])
+    chex.assert_trees_all_close(again, expected, rtol=1e-12)
 
 
 class Counting:
