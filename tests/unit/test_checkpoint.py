@@ -269,7 +269,7 @@ def test_a_run_that_went_back_goes_on_from_there(tmp_path):
 def test_due_at_multiples_that_were_passed_and_after_seconds(tmp_path, monkeypatch):
     assert not Checkpoints(tmp_path).due(1000)
     now = [50.0]
-    monkeypatch.setattr("nagjax.training.checkpoint.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("nagjax.training.checkpoint.checkpoints.time.monotonic", lambda: now[0])
     with Checkpoints(tmp_path, every=10, every_seconds=60.0) as checkpoints:
         assert [step for step in range(25) if checkpoints.due(step)] == list(range(10, 25))
         checkpoints.save(13, state(), cursor={})

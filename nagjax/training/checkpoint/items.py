@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from nagjax import checks
-from nagjax.training import stored_leaves
+from nagjax.training.checkpoint import leaves
 
 _RECORD, _STATE = "record", "state"
 _SUMS = "checksums.json"
@@ -84,8 +84,8 @@ def read_state(path: Path, template: dict[str, Any], keys: dict[str, str]) -> li
     ocp = _orbax()
     full = {name: leaf for name, leaf in template.items() if math.prod(np.shape(leaf))}
     arguments = {
-        name: ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=stored_leaves.sharding(leaf))
-        if stored_leaves.is_read_by_shards(leaf)
+        name: ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=leaves.sharding(leaf))
+        if leaves.is_read_by_shards(leaf)
         else ocp.RestoreArgs(restore_type=np.ndarray)
         for name, leaf in full.items()
     }
@@ -93,8 +93,8 @@ def read_state(path: Path, template: dict[str, Any], keys: dict[str, str]) -> li
     if full:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             stored = reader.restore(str(path / _STATE), args=ocp.args.PyTreeRestore(restore_args=arguments))
-    stored |= {name: stored_leaves.empty(leaf) for name, leaf in template.items() if name not in full}
-    return [stored_leaves.from_stored(leaf, stored[name], keys.get(name)) for name, leaf in template.items()]
+    stored |= {name: leaves.empty(leaf) for name, leaf in template.items() if name not in full}
+    return [leaves.from_stored(leaf, stored[name], keys.get(name)) for name, leaf in template.items()]
 
 
 def _files(path: Path) -> list[Path]:

@@ -17,9 +17,8 @@ from typing import Any, Literal, NamedTuple, NoReturn, Self, cast
 import jax
 
 from nagjax import checks
-from nagjax.training import checkpoint_items as items
-from nagjax.training import differences, stored_leaves
-from nagjax.training.checkpoint_folder import Folder, Saved, reason, unwritable
+from nagjax.training.checkpoint import differences, items, leaves
+from nagjax.training.checkpoint.folder import Folder, Saved, reason, unwritable
 from nagjax.types import PyTree
 
 
@@ -135,15 +134,15 @@ class Checkpoints:
         """
         checks.whole("Checkpoints.save", "step", step, 0, "give the number of steps done")
         name = "Checkpoints.save"
-        leaves = stored_leaves.named(state)
-        arrays = {key: stored_leaves.to_stored(name, key, leaf) for key, leaf in leaves.items()}
+        named = leaves.named(state)
+        arrays = {key: leaves.to_stored(name, key, leaf) for key, leaf in named.items()}
         scalars = {key: float(value) for key, value in (metrics or {}).items()}
         record: dict[str, Any] = {
             "step": int(step),
             "cursor": items.as_json(name, "cursor", cursor),
             "config": items.as_json(name, "config", config),
-            "leaves": {key: stored_leaves.described(leaf) for key, leaf in leaves.items()},
-            "keys": {k: str(jax.random.key_impl(leaf)) for k, leaf in leaves.items() if stored_leaves.is_key(leaf)},
+            "leaves": {key: leaves.described(leaf) for key, leaf in named.items()},
+            "keys": {k: str(jax.random.key_impl(leaf)) for k, leaf in named.items() if leaves.is_key(leaf)},
         }
         self.wait()
         record["metrics"] = scalars = self._metrics | scalars if step == self._step else scalars
@@ -208,10 +207,10 @@ class Checkpoints:
         if config is not None and record["config"] is not None:
             now = differences.entries(items.as_json("Checkpoints.restore", "config", config))
             self._compare("config", saved, differences.entries(record["config"]), now)
-        leaves = stored_leaves.named(template)
-        self._compare("state", saved, record["leaves"], {k: stored_leaves.described(x) for k, x in leaves.items()})
+        named = leaves.named(template)
+        self._compare("state", saved, record["leaves"], {k: leaves.described(x) for k, x in named.items()})
         try:
-            state = items.read_state(saved.path, leaves, record["keys"])
+            state = items.read_state(saved.path, named, record["keys"])
         except Exception as error:  # TensorStore and Orbax raise many kinds
             self._damaged(saved, found, error)
         self._step, self._metrics, self._time = saved.step, record["metrics"], time.monotonic()

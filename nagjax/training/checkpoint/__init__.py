@@ -1,0 +1,4 @@
+"""Checkpoints of a training run."""
+
+from nagjax.training.checkpoint.checkpoints import Checkpoints as Checkpoints
+from nagjax.training.checkpoint.checkpoints import Restored as Restored
