@@ -26,7 +26,7 @@ from nagjax.types import PyTree
 class Fit:
     """What `fit` returns."""
 
-    model: Model  # at the answer, or where `eval_at` says
+    model: Model  # at the answer, or where `eval_at` says; an nnx module is in evaluation mode
     state: TrainState
     step: TrainStep
     history: list[Record]  # of this process: "train" and "eval"; after a resumption also the evaluations before it
@@ -48,7 +48,7 @@ class Fit:
         return (
             f"{self.status} after {self.epochs} epochs, {self.steps:,} steps\n"
             f"{found or 'nothing was reported'}\n"
-            f"{self.seconds:.1f} s, of which compilation {self.compile_seconds:.1f} s; {rate:,.4g} steps/s\n"
+            f"{self.seconds:.1f} s, compilation {self.compile_seconds:.1f} s; with evaluation {rate:,.4g} steps/s\n"
             f"{parameters:,} parameters in {sizes[0]:,} bytes; optimizer state {sizes[1]:,} bytes"
         )
 
@@ -88,7 +88,8 @@ def fit(
         epochs: Epochs to train, at least 1.
         steps_per_epoch: Batches of an epoch, for an iterable that goes on; not for `DeviceData`.
         state: Where to start, such as the state of an earlier `fit`; the step counter starts from 0. It is copied.
-        eval_fn: (model) -> {name: scalar}, called after epochs. An nnx module is in evaluation mode.
+        eval_fn: (model) -> {name: scalar}, called after epochs with an nnx module in evaluation mode. Compile it by
+            `nnx.jit` or `jax.jit`.
         eval_every: Epochs from one evaluation to the next, at least 1; the last epoch is always evaluated.
         eval_at: "answer" evaluates and returns the model at `nagjax.eval_params`, "params" at the query point.
         checkpoint: Where to save. If its folder holds a checkpoint, the run continues from there, in the middle of an
@@ -146,7 +147,7 @@ def fit(
         with Interrupts() as interrupts, Progress(shown=progress, total=run.total, done=run.done) as shown:
             run.train(evaluation, interrupts, shown)
     result = Fit(
-        model=step.model(run.state, eval_at),
+        model=run.model(eval_at),
         state=run.state,
         step=step,
         history=run.history,

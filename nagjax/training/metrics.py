@@ -33,10 +33,11 @@ class Metrics(NamedTuple):
         return Metrics(sums, self.steps + 1 - one, self.skipped + one)
 
     def means(self) -> dict[str, float]:
-        """Waits for the steps and returns the means as Python numbers, and the number of "skipped" steps if not 0.
+        """Waits for the steps and returns the means as Python numbers, "loss" first.
 
-        The means of no step are NaN.
+        The number of "skipped" steps is among them if it is not 0. The means of no step are NaN.
         """
         sums, steps, skipped = jax.device_get(tuple(self))
-        means = {name: float(total) / int(steps) if steps else float("nan") for name, total in sums.items()}
+        names = sorted(sums, key=lambda name: (name != "loss", name))
+        means = {name: float(sums[name]) / int(steps) if steps else float("nan") for name in names}
         return means | ({SKIPPED: int(skipped)} if skipped else {})

@@ -1,7 +1,8 @@
 """What a person sees of a run: a bar on a terminal, a line an evaluation elsewhere."""
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -25,7 +26,7 @@ class Progress:
     def __init__(self, *, shown: bool, total: int | None, done: int) -> None:
         self._shown, self._total = shown, total
         self._console = Console(stderr=True)
-        self._first, self._start = done, time.perf_counter()
+        self._first, self._start = done, 0.0  # of the first call that has returned, which waited for the compiler
         self._bar: Bar | None = None
         self._task: Any = None
         if shown and self._console.is_terminal:
@@ -54,9 +55,19 @@ class Progress:
 
     def advance(self, epoch: int, done: int) -> None:
         """So many steps have been handed to the device."""
+        if not self._start:
+            self._first, self._start = done, time.perf_counter()
         if self._bar is not None:
-            rate = f"{self._rate(done):,.4g} steps/s"
+            rate = f"{self._rate(done):,.4g} steps/s" if done > self._first else "compiled"
             self._bar.update(self._task, completed=done, description=f"epoch {epoch + 1}", rate=rate)
+
+    @contextlib.contextmanager
+    def pause(self) -> Generator[None]:
+        """Time that does not count for the rate."""
+        began = time.perf_counter()
+        yield
+        if self._start:
+            self._start += time.perf_counter() - began
 
     def epoch(self, epoch: int, done: int, history: Sequence[Record]) -> None:
         """An epoch is complete: a line that stays, with the last metrics of each kind."""
@@ -66,11 +77,12 @@ class Progress:
         parts = [f"epoch {epoch}, step {done}"] + [f"{kind} {line}" for kind, line in last.items()]
         if self._bar is not None:
             self._bar.update(self._task, metrics=last.get("train", ""))
-        rate = self._rate(done)
-        parts.append(f"{rate:,.4g} steps/s")
-        if self._total is not None and done > self._first:
-            parts.append(f"{(self._total - done) / rate:,.0f} s left")
-        self._console.print("; ".join(parts), highlight=False)
+        if done > self._first:
+            rate = self._rate(done)
+            parts.append(f"{rate:,.4g} steps/s")
+            if self._total is not None:
+                parts.append(f"{(self._total - done) / rate:,.0f} s left")
+        self._console.print("; ".join(parts), highlight=False, soft_wrap=True)
 
     def _rate(self, done: int) -> float:
         return (done - self._first) / max(time.perf_counter() - self._start, 1e-9)

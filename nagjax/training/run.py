@@ -68,6 +68,13 @@ class Run:
         """Of training so far."""
         return self._before + time.perf_counter() - self._start
 
+    def model(self, at: Point) -> Model:
+        """The model as it is now; an nnx module in evaluation mode."""
+        model = self.step.model(self.state, at)
+        if isinstance(model, nnx.Module):
+            model.eval()
+        return model
+
     def resume(self) -> None:
         """Continues from the last checkpoint, if there is one, and tells the callbacks where the run is."""
         if self.checkpoint is None or self.checkpoint.latest() is None:
@@ -89,7 +96,8 @@ class Run:
             if not finished:
                 break
             self.epoch, self.of_epoch = self.epoch + 1, 0
-            metrics = self._evaluate(evaluation)
+            with shown.pause():
+                metrics = self._evaluate(evaluation)
             shown.epoch(self.epoch, self.done, self.history)
             if self.checkpoint is not None:
                 wanted = self.checkpoint.best is not None and self.checkpoint.best in metrics
@@ -134,10 +142,7 @@ class Run:
         last = self.epoch == self.epochs or bool(self.status)
         if evaluation is None or not (last or self.epoch % evaluation.every == 0):
             return {}
-        model = self.step.model(self.state, evaluation.at)
-        if isinstance(model, nnx.Module):
-            model.eval()
-        found: Any = evaluation.function(model)
+        found: Any = evaluation.function(self.model(evaluation.at))
         if not isinstance(found, Mapping):
             remedy = "return {'loss': loss}, say"
             checks.reject("fit", "eval_fn", "a function that returns a dictionary of scalars", found, remedy, TypeError)

@@ -112,9 +112,10 @@ class TrainStep:
 
     def init(self) -> TrainState:
         """The state before the first step, in buffers of its own, which may be donated."""
-        params, rest = (jax.tree.map(jnp.copy, part) for part in (self._model.params, self._model.rest))
         scaling = None if self.loss_scale is None else LossScale.first(self.loss_scale)
-        return TrainState(params, rest, self.tx.init(params), jnp.int32(0), scaling)
+        params = self._model.params
+        state = TrainState(params, self._model.rest, self.tx.init(params), jnp.int32(0), scaling)
+        return jax.tree.map(jnp.copy, state)
 
     def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Values]:
         """One update.

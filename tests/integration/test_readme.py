@@ -36,12 +36,22 @@ def test_the_example_of_the_solver_converges_to_one_exact_zero():
 
 @pytest.mark.usefixtures("standard_promotion")
 def test_the_example_of_surgery_leaves_the_head_at_rest_and_slows_the_body():
-    _, example, _ = blocks()
+    _, example, *_ = blocks()
     names = {}
     exec(example, names)
     velocity = nagjax.velocity(names["state"])
     np.testing.assert_allclose(velocity["body"], -0.01)  # the step -0.1 * gradient, a tenth of it
     assert not jnp.any(velocity["head"])
+
+
+@pytest.mark.usefixtures("single_precision", "standard_promotion")
+def test_the_example_of_training_runs_as_it_stands():
+    (example,) = (block for block in blocks() if "training.fit(" in block)
+    names = {}
+    exec(example, names)
+    evaluations = [record for record in names["fit"].history if record.kind == "eval"]
+    assert evaluations[-1].metrics["accuracy"] > 0.88
+    assert names["evaluate"](names["model"])["loss"] == pytest.approx(evaluations[-1].metrics["loss"], rel=1e-4)
 
 
 def test_every_name_in_the_tables_exists():
