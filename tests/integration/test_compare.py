@@ -127,6 +127,7 @@ class TestTable:
         code = "import sys, experiments.compare; sys.exit('jax' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("single_precision", "standard_promotion")
     @pytest.mark.parametrize("decay", [True, False])
     @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -581,6 +582,7 @@ def _lines(folder):
     return files[0].read_text().count('"seed"') if files else 0
 
 
+@pytest.mark.slow
 class TestSweep:
     def test_ctrl_c_keeps_finished_runs_and_nothing_else(self, interrupted):
         _, code, errors, left, kept = interrupted

@@ -78,6 +78,7 @@ def tiny_lasso():
     return convex_problems.lasso("tiny", 0.0, 0.1, rows=60, columns=30)
 
 
+@pytest.mark.slow
 class TestProblems:
     @pytest.mark.parametrize("name", SMALL)
     def test_the_smoothness_bounds_the_change_of_the_gradient(self, name):
@@ -199,6 +200,7 @@ class TestCounts:
         assert found.cost_to(0.01, 1.0, 1.0) is None
 
 
+@pytest.mark.slow
 class TestPeers:
     @pytest.mark.parametrize("name", ["small_lasso_corr_0.01", "small_nnls", "cancer"])
     def test_every_peer_solves_the_same_problem(self, name):
