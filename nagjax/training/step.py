@@ -115,7 +115,7 @@ class TrainStep:
         scaling = None if self.loss_scale is None else LossScale.first(self.loss_scale)
         params = self._model.params
         state = TrainState(params, self._model.rest, self.tx.init(params), jnp.int32(0), scaling)
-        return jax.tree.map(jnp.copy, state)
+        return _strong(jax.tree.map(jnp.copy, state))
 
     def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Values]:
         """One update.
@@ -141,7 +141,7 @@ class TrainStep:
             updates, opt_state = self.tx.update(
                 grads, state.opt_state, state.params, value=values["loss"], grad=grads, value_fn=value_fn
             )
-            return optax.apply_updates(state.params, updates), rest, opt_state
+            return optax.apply_updates(state.params, updates), rest, _strong(opt_state)
 
         def keep() -> tuple[PyTree, PyTree, PyTree]:
             restarts = self.nonfinite == "restart"
@@ -242,6 +242,15 @@ def first(stack: PyTree) -> PyTree:
         return leaf[0]
 
     return jax.tree.map(take, stack)
+
+
+def _strong(tree: PyTree) -> PyTree:
+    """The tree without weak types, with which a second call would be traced and compiled again."""
+
+    def strong(leaf: Any) -> Any:
+        return leaf.astype(leaf.dtype) if getattr(leaf, "weak_type", False) else leaf
+
+    return jax.tree.map(strong, tree)
 
 
 def _in_dtype_of(old: jax.Array, new: jax.Array) -> jax.Array:

@@ -1,5 +1,7 @@
 """The train step against recursions and loops written without it."""
 
+import functools
+
 import chex
 import flax.linen as nn
 import jax
@@ -330,17 +332,33 @@ def test_a_donated_step_holds_no_second_copy(single_precision):
     assert memory.temp_size_in_bytes <= gradients + activations
 
 
-def test_the_second_step_does_not_trace_again(batches):
-    step = TrainStep(net(), net_loss, nagjax.nesterov(0.05))
+def weakly_typed():
+    """An optimizer with a number in its state, twice the same array, as Optax's line searches have."""
 
-    @jax.jit
-    @chex.assert_max_traces(n=1)
+    def init(params):
+        number = jnp.asarray(1.0)
+        return number, number
+
+    def update(updates, state, params=None):
+        return jax.tree.map(lambda u: -0.05 * u, updates), (jnp.asarray(0.5), state[1] * 0.5)
+
+    return optax.GradientTransformation(init, update)
+
+
+@pytest.mark.parametrize("tx", [nagjax.nesterov(0.05), weakly_typed()], ids=["nesterov", "weakly typed"])
+def test_the_second_step_does_not_trace_again_and_may_be_donated(tx):
+    params, batch = regression()
+    step = TrainStep(params, squares, tx)
+
+    @functools.partial(jax.jit, donate_argnums=0)
     def once(state, batch):
+        traces.append(1)
         return step(state, batch)
 
-    state = step.init()
-    for batch in zip(*batches, strict=True):
+    state, traces = step.init(), []
+    for _ in range(3):
         state, _ = once(state, batch)
+    assert len(traces) == 1
 
 
 @pytest.mark.parametrize(
