@@ -116,9 +116,11 @@ def _find(entry: Entry, folder: Path, path: str) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def _content(name: str, entry: Entry, folder: Path, path: str) -> bytes:
-    file = _find(entry, folder, path) or folder / path
-    shown = f"{file.relative_to(folder)} in --data {folder}"
+def _content(
+    name: str, entry: Entry, folder: Path, path: str, place: str = "--data", file: Path | None = None
+) -> bytes:
+    file = file or _find(entry, folder, path) or folder / path
+    shown = f"{file.relative_to(folder)} in {place} {folder}"
     try:
         content = file.read_bytes()
         if file.suffix == ".gz":
@@ -138,27 +140,27 @@ def _content(name: str, entry: Entry, folder: Path, path: str) -> bytes:
 
 def _cached(name: str, entry: Entry, folder: Path, path: str) -> bytes:
     try:
-        return _content(name, entry, folder, path)
-    except UsageError:  # damaged since it was fetched
+        return _content(name, entry, folder, path, "the cache")
+    except UsageError as error:  # damaged since it was fetched, or another file of this name
         if path not in entry.sites:
             raise
-        (_find(entry, folder, path) or folder / path).unlink(missing_ok=True)
-    _fetch(name, entry, path)
-    return _content(name, entry, folder, path)
+        found = str(error)
+    # The file stays until the published one is there: a cache may be a folder of the user's own.
+    return _content(name, entry, folder, path, "the cache", _fetch(name, entry, path, found))
 
 
-def _fetch(name: str, entry: Entry, path: str) -> None:
-    """Fetches one file of a set from its site into the cache."""
+def _fetch(name: str, entry: Entry, path: str, found: str = "") -> Path:
+    """Fetches one file of a set from its site into the cache; `found` says what is wrong with the one there."""
     needs = f"the data set {name} needs its files; give --data DIR, the folder that holds {path}"
     site = entry.sites.get(path)
     if site is None:
         raise UsageError(f"{needs}, made from {entry.source}: it cannot be fetched as it is.")
-    refused = f"{needs}, or try again with a network: the cache {cache_folder()} does not hold it, and"
+    refused = found or f"{needs}, or try again with a network: the cache {cache_folder()} does not hold it, and"
     if os.environ.get("NAGJAX_OFFLINE", "0") not in ("", "0"):
         raise UsageError(f"{refused} NAGJAX_OFFLINE forbids to fetch {site.url}.")
     target = cache_folder() / PurePosixPath(path).with_name(_own_name(site))
     try:
-        downloads.download(site.url, target, sha256=site.sha256, size=site.size)
+        return downloads.download(site.url, target, sha256=site.sha256, size=site.size)
     except downloads.DownloadError as error:
         raise UsageError(f"{refused} {error}.") from None
     except OSError as error:

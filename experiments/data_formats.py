@@ -88,13 +88,15 @@ def idx_split(content: Mapping[str, bytes]) -> Split:
 
 
 def first_rows(content: bytes) -> bytes:
-    """Cuts an IDX file after `MNIST_ROWS` rows."""
-    if len(content) < 8:
-        return content
-    rank = content[3]
-    row = math.prod(struct.unpack_from(f">{rank - 1}i", content, 8)) if rank > 1 else 1
+    """Cuts an IDX file after `MNIST_ROWS` rows; one that has no more, or no whole header, stays as it is."""
+    rank = content[3] if len(content) > 3 else 0
     start = 4 + 4 * rank
-    return content[:4] + struct.pack(">i", MNIST_ROWS) + content[8 : start + MNIST_ROWS * row]
+    if not rank or len(content) < start:
+        return content
+    rows, *shape = struct.unpack_from(f">{rank}i", content, 4)
+    if rows <= MNIST_ROWS:
+        return content
+    return content[:4] + struct.pack(">i", MNIST_ROWS) + content[8 : start + MNIST_ROWS * math.prod(shape)]
 
 
 def a9a(content: Mapping[str, bytes]) -> Split:

@@ -45,7 +45,8 @@ def download(
     """Fetches one file over HTTP into `target`, which appears whole and checked or not at all.
 
     What has come is kept in a hidden `.part` file beside the target, from which the next attempt, or the next call,
-    goes on. Processes that want the same target wait for the one that fetches it.
+    goes on. A file put together so that has the wrong checksum is fetched once more from its start, before the address
+    is held to serve another one. Processes that want the same target wait for the one that fetches it.
 
     Args:
         url: Address, of http or https.
@@ -74,7 +75,10 @@ def download(
             part.unlink(missing_ok=True)
             return target
         with _shown(target.name, progress) as report:
-            _fetch(url, file, size, retries, timeout, report)
+            in_parts = _fetch(url, file, size, retries, timeout, report)
+            if in_parts and _digest(file) != sha256:  # an earlier part may be damaged, or of another file
+                file.truncate(0)
+                _fetch(url, file, size, retries, timeout, report)
         file.flush()
         os.fsync(file.fileno())
         found = _digest(file)
@@ -127,8 +131,12 @@ def _lock(file: BinaryIO) -> None:
     fcntl.flock(file, fcntl.LOCK_EX)
 
 
-def _fetch(url: str, file: BinaryIO, size: int | None, retries: int, timeout: float, report: Report) -> None:
-    """Makes attempts until the file is complete; those that brought it further than any before are free."""
+def _fetch(url: str, file: BinaryIO, size: int | None, retries: int, timeout: float, report: Report) -> bool:
+    """Makes attempts until the file is complete; those that brought it further than any before are free.
+
+    Returns:
+        Whether some of it was there before the last attempt.
+    """
     failures, furthest = 0, _length(file)
     while True:
         try:
@@ -141,13 +149,14 @@ def _fetch(url: str, file: BinaryIO, size: int | None, retries: int, timeout: fl
         time.sleep(FIRST_WAIT * 2 ** (failures - 1))
 
 
-def _attempt(url: str, file: BinaryIO, size: int | None, timeout: float, report: Report) -> None:
+def _attempt(url: str, file: BinaryIO, size: int | None, timeout: float, report: Report) -> bool:
+    """Fetches what the file lacks; whether it had something that was kept."""
     have = _length(file)
     if size is not None and have > size:
         file.truncate(0)
         have = 0
     if have and have == size:
-        return
+        return True
     headers = {"User-Agent": "nagjax", "Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
     with _opened(url, headers, timeout, file) as response:
         if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
@@ -156,6 +165,7 @@ def _attempt(url: str, file: BinaryIO, size: int | None, timeout: float, report:
         if response.status != 206:  # the whole file: the server does not know of parts
             file.truncate(0)
             have = 0
+        kept = have > 0
         announced = response.headers.get("Content-Length")
         total = have + int(announced) if announced else size
         report(have, total)
@@ -164,10 +174,11 @@ def _attempt(url: str, file: BinaryIO, size: int | None, timeout: float, report:
             have += len(chunk)
             report(have, total)
             if size is not None and have > size:
-                return  # the checksum will say so
+                break  # the checksum will say so
         file.flush()
         if total is not None and have < total:
             raise _TransientError(f"cut off after {have:,} of {total:,} bytes")
+    return kept
 
 
 def _opened(url: str, headers: dict[str, str], timeout: float, file: BinaryIO) -> http.client.HTTPResponse:
