@@ -1,20 +1,16 @@
 """Steps compiled as one program: one step a call, many steps a call, or an epoch over data on the device."""
 
-from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nagjax import checks
 from nagjax.training.device_data import DeviceData
-from nagjax.training.loops import Body, Prepare, repeated, slow_in_scan
+from nagjax.training.loops import Carry, OverData, Repeated, Stacked
 from nagjax.training.metrics import Metrics
-from nagjax.training.step import TrainState, TrainStep, first
+from nagjax.training.step import TrainState, TrainStep
 from nagjax.types import PyTree
-
-Carry = tuple[TrainState, Metrics]
 
 
 class Train(Protocol):
@@ -64,17 +60,26 @@ def compiled(step: TrainStep, *, steps_per_call: int = 1, donate: bool = True) -
         True
     """
     checks.whole("compiled", "steps_per_call", steps_per_call, 1, "1 dispatches every step by itself")
-    one_call = steps_per_call == 1
+    if steps_per_call > 1:
+        stacked = Stacked(step, steps_per_call, donate=donate)
 
-    def body(carry: Carry, index: Any, batch: PyTree) -> Carry:
-        return _one(step, carry, batch if one_call else _nth(batch, index))
+        def train_stack(state: TrainState, batch: PyTree, metrics: Metrics | None = None) -> Carry:
+            _check_stacked(batch, steps_per_call)
+            zeros = stacked.start(state, lambda: jax.tree.map(_first, batch))
+            return stacked(state, zeros if metrics is None else metrics, batch)
 
-    loop = _Loop(step, body, steps_per_call, donate)
+        return train_stack
+
+    repeated = Repeated(step, donate=donate)
+
+    def one(state: TrainState, metrics: Metrics, batch: PyTree) -> Carry:
+        return repeated.one((state, metrics), batch)
+
+    program: Any = jax.jit(one, donate_argnums=repeated.donated)
 
     def train(state: TrainState, batch: PyTree, metrics: Metrics | None = None) -> Carry:
-        if not one_call:
-            _check_stacked(batch, steps_per_call)
-        return loop(state, metrics, batch, lambda: batch if one_call else first(batch))
+        zeros = repeated.start(state, lambda: batch)
+        return program(state, zeros if metrics is None else metrics, batch)
 
     return train
 
@@ -112,69 +117,17 @@ def compiled_epoch(step: TrainStep, data: DeviceData, *, steps: int | None = Non
     checks.whole("compiled_epoch", "steps", count, 1, "None takes a whole epoch")
     checks.at_most("compiled_epoch", "steps", count, "the steps of an epoch", whole, "call it once an epoch")
 
-    def rows(step: jax.Array) -> jax.Array:
-        epoch, start = step // whole, step % whole
-
-        def following() -> jax.Array:
-            return data.order(epoch + 1)
-
-        def unused() -> jax.Array:
-            return jnp.zeros_like(order)
-
-        order = data.order(epoch)
-        after = cast("jax.Array", jax.lax.cond(start + count > whole, following, unused))
-        return jax.lax.dynamic_slice_in_dim(jnp.concatenate([order, after]), start, count)
-
-    def body(carry: Carry, index: Any, operands: tuple[PyTree, jax.Array]) -> Carry:
-        arrays, rows = operands
-        return _one(step, carry, data.batch(arrays, rows[index], carry[0].step))
-
-    def prepare(state: TrainState, arrays: PyTree) -> tuple[PyTree, jax.Array]:
-        return arrays, rows(state.step)
-
-    loop = _Loop(step, body, count, donate, prepare)
-
-    def example(state: TrainState) -> PyTree:
-        row = jax.ShapeDtypeStruct((data.batch_size,), jnp.int32)
-        return jax.eval_shape(data.batch, data.arrays, row, state.step)
+    loop = OverData(step, data, donate=donate)
 
     def epoch(state: TrainState, metrics: Metrics | None = None) -> Carry:
-        return loop(state, metrics, data.arrays, lambda: example(state))
+        zeros = loop.start(state, lambda: loop.example(state))
+        return loop(state, zeros if metrics is None else metrics, count)
 
     return epoch
 
 
-def _one(step: TrainStep, carry: Carry, batch: PyTree) -> Carry:
-    state, metrics = carry
-    state, values = step(state, batch)
-    return state, metrics.add(values)
-
-
-class _Loop:
-    """A number of steps, compiled when they are first called: only then is it known what they compute and report."""
-
-    def __init__(self, step: TrainStep, body: Body, count: int, donate: bool, prepare: Prepare | None = None) -> None:
-        self._step, self._body, self._count, self._donate = step, body, count, donate
-        self._prepare = prepare
-        self._values: Any = None
-        self._run: Any = None
-
-    def __call__(
-        self, state: TrainState, metrics: Metrics | None, operands: PyTree, example: Callable[[], PyTree]
-    ) -> Carry:
-        if self._run is None:
-            trace: Any = jax.make_jaxpr(self._step, return_shape=True)
-            jaxpr, (_, self._values) = trace(state, example())
-            in_scan = self._count > 1 and not slow_in_scan(jaxpr)
-            self._run = repeated(self._body, self._count, prepare=self._prepare, in_scan=in_scan, donate=self._donate)
-        return self._run(state, Metrics.zeros(self._values) if metrics is None else metrics, operands)
-
-
-def _nth(stack: PyTree, index: Any) -> PyTree:
-    def take(leaf: jax.Array) -> jax.Array:
-        return cast("jax.Array", jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False))
-
-    return jax.tree.map(take, stack)
+def _first(leaf: Any) -> Any:
+    return leaf[0]
 
 
 def _check_stacked(batch: PyTree, steps: int) -> None:

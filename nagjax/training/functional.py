@@ -6,20 +6,26 @@ from typing import Any, Protocol, cast
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from nagjax import checks
 from nagjax.scalars import scalar_dtype
+from nagjax.training.precision import cast_floating
 from nagjax.types import PyTree
 
 Model = Any
 LossFn = Callable[..., Any]
 Values = dict[str, jax.Array]
+LOSS = "loss"
+SKIPPED, OVERFLOWED = "skipped", "overflowed"  # flags of a step whose gradient was not finite
+RESERVED = (LOSS, SKIPPED, OVERFLOWED)
 
 
 class Functional(Protocol):
     """A model whose variables are held outside of it.
 
-    `params` are trained; `rest` is what else changes from call to call. Both are the values at the start.
+    `params` are trained; `rest` is what else the model needs, and what changes from call to call. Both are the values
+    at the start.
     """
 
     params: PyTree
@@ -35,32 +41,46 @@ class Functional(Protocol):
 
 
 class Module:
-    """A Flax nnx module; `rest` is every variable that the filter `wrt` does not pass."""
+    """A Flax nnx module; `rest` is a pair: the parameters that the filter `wrt` does not pass, and other variables."""
 
-    def __init__(self, function: str, model: nnx.Module, loss_fn: LossFn, wrt: Any) -> None:
-        self._function, self._loss_fn, self._wrt = function, loss_fn, wrt
-        self._graph, *states = cast("Any", nnx.split(model, wrt, ...))
-        self.params, self.rest = map(nnx.as_pure, states)
+    def __init__(self, function: str, model: nnx.Module, loss_fn: LossFn, wrt: Any, dtype: DTypeLike | None) -> None:
+        self._function, self._loss_fn, self._dtype = function, loss_fn, dtype
+        model = nnx.clone(model)
+        nnx.pop(model, nnx.Intermediate)
+        self._filters = (wrt, nnx.Param, ...)
+        self._graph, *states = cast("Any", nnx.split(model, *self._filters))
+        self.params, *rest = map(nnx.as_pure, states)
+        self.rest = tuple(rest)
         if not jax.tree.leaves(self.params):
             checks.reject(function, "wrt", "a filter that some variable of the model passes", wrt, "use nnx.Param")
 
     def loss(self, params: PyTree, rest: PyTree, batch: PyTree) -> tuple[jax.Array, tuple[PyTree, Values]]:
-        """`loss_fn(model, batch)` on a model of these variables."""
-        # A copy, because Flax refuses to count random numbers across the levels of scan and grad.
-        model = self.merge(params, rest)
+        """`loss_fn(model, batch)` on a model of these variables, parameters and batch in the dtype to compute in."""
+        frozen, others = rest
+        params, used, batch = (cast_floating(tree, self._dtype) for tree in (params, frozen, batch))
+        model = self.merge(params, (used, others))
         loss, values = _scalars(self._function, self._loss_fn(model, batch))
-        return loss, (nnx.as_pure(cast("Any", nnx.state(model, nnx.Not(self._wrt)))), values)
+        nnx.pop(model, nnx.Intermediate)  # what layers sow is for this call alone
+        new = nnx.as_pure(cast("Any", nnx.split(model, *self._filters))[-1])
+        if cast("Any", jax.tree.structure(new)) != jax.tree.structure(others):
+            remedy = "make them when the model is built"
+            found = f"{jax.tree.structure(new)} instead of {jax.tree.structure(others)}"
+            checks.reject(self._function, "loss_fn", "a function that adds no variables to the model", found, remedy)
+        return loss, ((frozen, jax.tree.map(_in_dtype_of, others, new)), values)
 
     def merge(self, params: PyTree, rest: PyTree) -> nnx.Module:
         """A module with these variables."""
-        return nnx.merge(self._graph, params, rest, copy=True)
+        # A copy, because Flax refuses to count random numbers across the levels of scan and grad.
+        return nnx.merge(self._graph, params, *rest, copy=True)
 
 
 class Plain:
     """A tree of arrays and a loss of it; `rest` is the key of the random numbers to come, or empty."""
 
-    def __init__(self, function: str, params: PyTree, loss_fn: LossFn, key: jax.Array | None) -> None:
-        self._function, self._loss_fn = function, loss_fn
+    def __init__(
+        self, function: str, params: PyTree, loss_fn: LossFn, key: jax.Array | None, dtype: DTypeLike | None
+    ) -> None:
+        self._function, self._loss_fn, self._dtype = function, loss_fn, dtype
         self.params: PyTree = params
         self.rest: PyTree = () if key is None else key
         leaves = jax.tree.leaves(params)
@@ -70,6 +90,7 @@ class Plain:
 
     def loss(self, params: PyTree, rest: PyTree, batch: PyTree) -> tuple[jax.Array, tuple[PyTree, Values]]:
         """`loss_fn(params, batch)`, or `loss_fn(params, batch, key)` with a new key."""
+        params, batch = (cast_floating(tree, self._dtype) for tree in (params, batch))
         keys: tuple[jax.Array, ...] = () if isinstance(rest, tuple) else tuple(jax.random.split(rest))
         loss, values = _scalars(self._function, self._loss_fn(params, batch, *keys[1:]))
         return loss, (keys[0] if keys else (), values)
@@ -85,10 +106,19 @@ def _scalars(function: str, result: Any) -> tuple[jax.Array, Values]:
     if not isinstance(values, dict):
         remedy = "return the loss, or (loss, {name: scalar})"
         checks.reject(function, "loss_fn", "a function with a dictionary beside the loss", values, remedy, TypeError)
-    named: dict[str, Any] = {"loss": loss, **values}
+    for name in RESERVED:
+        if name in values:
+            condition = f"a function whose dictionary has other names than {', '.join(RESERVED)}"
+            checks.reject(function, "loss_fn", condition, name, "the loss is reported anyway; rename this value")
+    named: dict[str, Any] = {LOSS: loss, **values}
     for name, value in named.items():
         if jnp.shape(value) != () or jnp.iscomplexobj(value):
             condition = f"a function whose {name!r} is a real scalar"
             checks.reject(function, "loss_fn", condition, jnp.shape(value), "take the mean over the batch")
     scalars = {name: jnp.asarray(value).astype(scalar_dtype()) for name, value in named.items()}
-    return scalars["loss"], jax.lax.stop_gradient(scalars)
+    return scalars[LOSS], jax.lax.stop_gradient(scalars)
+
+
+def _in_dtype_of(old: jax.Array, new: jax.Array) -> jax.Array:
+    """A variable of the model that was computed in another floating dtype, as a loop needs it."""
+    return new.astype(old.dtype) if jnp.issubdtype(old.dtype, jnp.floating) else new

@@ -2,15 +2,16 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Unpack, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from nagjax import checks
-from nagjax.training.checkpoint import Checkpoints
+from nagjax.training.checkpoint import Checkpoints, differences, leaves
 from nagjax.training.device_data import DeviceData
 from nagjax.training.feeds import DeviceFeed, Feed, StreamFeed
 from nagjax.training.functional import LossFn, Model
@@ -18,7 +19,7 @@ from nagjax.training.progress import Progress, formatted
 from nagjax.training.reports import Callback, Record
 from nagjax.training.run import EvalFn, Evaluation, Run
 from nagjax.training.signals import Interrupts
-from nagjax.training.step import Point, TrainState, TrainStep
+from nagjax.training.step import Point, StepOptions, TrainState, TrainStep
 from nagjax.types import PyTree
 
 
@@ -26,7 +27,7 @@ from nagjax.types import PyTree
 class Fit:
     """What `fit` returns."""
 
-    model: Model  # at the answer, or where `eval_at` says; an nnx module is in evaluation mode
+    model: Model  # at the answer, or where `eval_at` says, in the mode of the one that was given
     state: TrainState
     step: TrainStep
     history: list[Record]  # of this process: "train" and "eval"; after a resumption also the evaluations before it
@@ -34,7 +35,8 @@ class Fit:
     steps: int  # batches seen
     epochs: int  # completed
     seconds: float  # over all parts of a resumed run
-    compile_seconds: float  # of this process: first calls, which trace and compile
+    compile_seconds: float  # of this process: its first call, which traces and compiles
+    steps_per_second: float  # of this process, without compilation and evaluation
 
     def summary(self) -> str:
         """What was trained, for how long, and how it ended, in four lines."""
@@ -44,11 +46,10 @@ class Fit:
         ]
         last = {record.kind: record.metrics for record in self.history}
         found = "; ".join(f"{kind}: {formatted(last[kind])}" for kind in ("train", "eval") if kind in last)
-        rate = self.steps / max(self.seconds - self.compile_seconds, 1e-9)
         return (
             f"{self.status} after {self.epochs} epochs, {self.steps:,} steps\n"
             f"{found or 'nothing was reported'}\n"
-            f"{self.seconds:.1f} s, compilation {self.compile_seconds:.1f} s; with evaluation {rate:,.4g} steps/s\n"
+            f"{self.seconds:.1f} s, compiling {self.compile_seconds:.1f} s; {self.steps_per_second:,.4g} steps/s\n"
             f"{parameters:,} parameters in {sizes[0]:,} bytes; optimizer state {sizes[1]:,} bytes"
         )
 
@@ -71,7 +72,7 @@ def fit(
     progress: bool = True,
     log_every: int = 100,
     steps_per_call: int | None = None,
-    **options: Any,
+    **options: Unpack[StepOptions],
 ) -> Fit:
     """Trains a model.
 
@@ -87,20 +88,22 @@ def fit(
             repeat it without end and give `steps_per_epoch`.
         epochs: Epochs to train, at least 1.
         steps_per_epoch: Batches of an epoch, for an iterable that goes on; not for `DeviceData`.
-        state: Where to start, such as the state of an earlier `fit`; the step counter starts from 0. It is copied.
+        state: Where to start, such as the state of an earlier `fit`; the step counter starts from 0, and so do the
+            orders of a `DeviceData`: give it another seed. The state is copied.
         eval_fn: (model) -> {name: scalar}, called after epochs with an nnx module in evaluation mode. Compile it by
-            `nnx.jit` or `jax.jit`.
+            `nnx.jit` or `jax.jit`. A model with BatchNorm may want `recompute_batch_statistics` there.
         eval_every: Epochs from one evaluation to the next, at least 1; the last epoch is always evaluated.
         eval_at: "answer" evaluates and returns the model at `nagjax.eval_params`, "params" at the query point.
         checkpoint: Where to save. If its folder holds a checkpoint, the run continues from there, in the middle of an
             epoch too, bit for bit. `DeviceData` and Grain's iterators continue in place; other iterables are read
-            again up to there. The state is also saved at the end and before an interruption. It is closed at the end.
+            again up to there. The state is also saved at the end and before an interruption. The best one is
+            `fit.step.model(checkpoint.restore(fit.state, step=checkpoint.best_step()).state)`.
         config: JSON-able settings that are saved too; resuming with other ones is refused, with the difference.
         callbacks: Functions of a `Record`, called in order; one that returns a string ends the run with that reason.
         progress: Whether to show rate, metrics and time left.
         log_every: Steps from one "train" record to the next, at least 1, in whole calls; an epoch's end is one too.
-        steps_per_call: Steps that one call of the compiled program takes, at least 1. For data on the device 100 by
-            default, and at most an epoch; for an iterable 1.
+        steps_per_call: Steps that one call of the compiled program takes, at least 1. By default 1 for an iterable, and
+            for data on the device as many as take about a second, at most 100. Signals act between calls.
         options: Those of `TrainStep`: `wrt`, `key`, `accumulate`, `compute_dtype`, `loss_scale`, `nonfinite`.
 
     Returns:
@@ -135,11 +138,9 @@ def fit(
             checks.reject(name, "steps_per_epoch", "None for data on the device", steps_per_epoch, remedy)
         feed: Feed = DeviceFeed(step, data, steps_per_call)
     else:
-        if not hasattr(data, "__iter__") or hasattr(data, "shape"):
-            remedy = "put arrays into DeviceData(arrays, batch_size)"
-            checks.reject(name, "data", "DeviceData or an iterable of batches", type(data).__name__, remedy, TypeError)
+        _check_batches(data, epochs, steps_per_epoch)
         feed = StreamFeed(step, data, steps_per_call, steps_per_epoch)
-    start = step.init() if state is None else _copied(state)
+    start = step.init() if state is None else _adopted(step, state)
     run = Run(step, feed, start, epochs, log_every, checkpoint, config, callbacks)
     evaluation = None if eval_fn is None else Evaluation(eval_fn, eval_every, eval_at)
     with contextlib.nullcontext() if checkpoint is None else checkpoint:
@@ -147,7 +148,7 @@ def fit(
         with Interrupts() as interrupts, Progress(shown=progress, total=run.total, done=run.done) as shown:
             run.train(evaluation, interrupts, shown)
     result = Fit(
-        model=run.model(eval_at),
+        model=step.model(run.state, eval_at),
         state=run.state,
         step=step,
         history=run.history,
@@ -156,11 +157,31 @@ def fit(
         epochs=run.epoch,
         seconds=run.seconds(),
         compile_seconds=run.compile_seconds,
+        steps_per_second=run.rate(),
     )
     if progress:
-        print(result.summary())
+        print(result.summary(), file=sys.stderr)
     return result
 
 
-def _copied(state: TrainState) -> TrainState:
-    return cast("TrainState", jax.tree.map(jnp.copy, state))._replace(step=jnp.int32(0))
+def _check_batches(data: Any, epochs: int, steps_per_epoch: int | None) -> None:
+    found = type(data).__name__
+    parts: tuple[Any, ...] = data if found == "tuple" else (data,)
+    if found == "dict" or all(hasattr(part, "shape") for part in parts) or not hasattr(data, "__iter__"):
+        remedy = "put arrays into DeviceData(arrays, batch_size)"
+        checks.reject("fit", "data", "DeviceData or an iterable of batches", found, remedy, TypeError)
+    if isinstance(data, Iterator) and epochs > 1 and steps_per_epoch is None:
+        remedy = "pass what can be iterated anew, or give steps_per_epoch"
+        checks.reject("fit", "data", "an iterable for more than one epoch", "an iterator, used up by one", remedy)
+
+
+def _adopted(step: TrainStep, state: TrainState) -> TrainState:
+    """A copy of a state to start from; the step counter and the scale of the loss are the step's own."""
+    expected = jax.eval_shape(step.init)
+    parts = [tree._replace(step=(), scaling=()) for tree in (state, expected)]
+    before, now = ({name: leaves.described(leaf) for name, leaf in leaves.named(part).items()} for part in parts)
+    if lines := differences.difference(before, now, "in the state", "in this run"):
+        remedy = "pass a state of the same model and optimizer"
+        checks.reject("fit", "state", "one of this model and optimizer", differences.shortened(lines), remedy)
+    scaling = state.scaling if state.scaling is not None and step.loss_scale is not None else step.init_scaling()
+    return cast("TrainState", jax.tree.map(jnp.copy, state._replace(scaling=scaling)))._replace(step=jnp.int32(0))

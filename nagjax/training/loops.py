@@ -1,69 +1,154 @@
-"""Repetition of a step: a scan inside one program, or one program called again where a scan would be slow."""
+"""A step compiled to be repeated: in a loop inside one program, or called again where such a loop would be slow."""
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nagjax.training.convolutions import slow_in_loops
+from nagjax.training.device_data import DeviceData
+from nagjax.training.metrics import Metrics
+from nagjax.training.step import TrainState, TrainStep
 from nagjax.types import PyTree
 
-Body = Callable[[PyTree, Any, PyTree], PyTree]  # (carry, index, operands) -> carry
-Prepare = Callable[[PyTree, PyTree], PyTree]  # (donated, operands) -> operands of the body
+Carry = tuple[TrainState, Metrics]
 
 
-def slow_in_scan(jaxpr: Any) -> bool:
-    """Whether a computation must not be repeated by `lax.scan`: on CPU, one with convolutions.
+class Repeated:
+    """A step whose metrics are summed; `start` must see a state before the first call."""
 
-    XLA's CPU backend computes the convolutions of a loop's body by a naive kernel, 10 to 20 times slower (jax-ml/jax
-    issue 12868; figures in BUILD_NOTES.md).
-    """
-    return jax.default_backend() == "cpu" and _convolves(jaxpr)
+    def __init__(self, step: TrainStep, *, donate: bool) -> None:
+        self._step: Any = jax.jit(step, inline=True)  # traced once, whatever program it is part of
+        self._zeros: Metrics | None = None
+        self.donated = (0,) if donate else ()
+        self.in_loops = True
+
+    @property
+    def started(self) -> bool:
+        """Whether the step has been traced."""
+        return self._zeros is not None
+
+    def start(self, state: TrainState, example: Callable[[], PyTree]) -> Metrics:
+        """The metrics of no step; the first time a batch is made and the step traced."""
+        if self._zeros is None:
+            traced = self._step.trace(state, example())
+            self.in_loops = not slow_in_loops(traced.jaxpr)
+            self._zeros = Metrics.zeros(traced.out_info[1])
+        return self._zeros
+
+    def one(self, carry: Carry, batch: PyTree) -> Carry:
+        """One more step."""
+        state, metrics = carry
+        state, values = self._step(state, batch)
+        return state, metrics.add(values)
 
 
-def repeated(
-    body: Body, count: int, *, prepare: Prepare | None, in_scan: bool, donate: bool
-) -> Callable[[PyTree, PyTree, PyTree], PyTree]:
-    """A compiled function of (donated, kept, operands) that calls `body` with the indices 0 to count - 1.
+class Stacked(Repeated):
+    """Steps over the batches of a stack."""
 
-    The carry of `body` is (donated, kept), and so is the result.
-    """
+    def __init__(self, step: TrainStep, count: int, *, donate: bool) -> None:
+        super().__init__(step, donate=donate)
+        self._count = count
+        self._loop: Any = jax.jit(self._scan, donate_argnums=self.donated)
+        self._single: Any = jax.jit(self._nth, donate_argnums=self.donated)
 
-    def scanned(first: PyTree, second: PyTree, operands: PyTree) -> PyTree:
-        operands = operands if prepare is None else prepare(first, operands)
+    def __call__(self, state: TrainState, metrics: Metrics, stack: PyTree) -> Carry:
+        """Steps over the whole stack."""
+        if self.in_loops:
+            return self._loop(state, metrics, stack)
+        for index in range(self._count):
+            state, metrics = self._single(state, metrics, stack, np.int32(index))
+        return state, metrics
 
-        def one(carry: PyTree, index: jax.Array) -> tuple[PyTree, None]:
-            return body(carry, index, operands), None
+    def _scan(self, state: TrainState, metrics: Metrics, stack: PyTree) -> Carry:
+        def body(carry: Carry, batch: PyTree) -> tuple[Carry, None]:
+            return self.one(carry, batch), None
 
-        return jax.lax.scan(one, (first, second), jnp.arange(count, dtype=jnp.int32))[0]
+        return jax.lax.scan(body, (state, metrics), stack)[0]
 
-    def once(first: PyTree, second: PyTree, index: Any, operands: PyTree) -> PyTree:
-        return body((first, second), index, operands)
+    def _nth(self, state: TrainState, metrics: Metrics, stack: PyTree, index: jax.Array) -> Carry:
+        return self.one((state, metrics), nth(stack, index))
 
-    donated = (0,) if donate else ()
-    if in_scan:
-        return cast("Any", jax.jit(scanned, donate_argnums=donated))
-    prepared: Any = None if prepare is None else jax.jit(prepare)
-    program: Any = jax.jit(once, donate_argnums=donated)
 
-    def calls(first: PyTree, second: PyTree, operands: PyTree) -> PyTree:
-        operands = operands if prepared is None else prepared(first, operands)
+class Order(NamedTuple):
+    """The rows of an epoch, kept on the device from call to call."""
+
+    epoch: jax.Array
+    rows: jax.Array  # shape (steps_per_epoch, batch_size)
+
+
+class OverData(Repeated):
+    """Any number of steps, up to an epoch, over data on the device; one compilation for all numbers."""
+
+    def __init__(self, step: TrainStep, data: DeviceData, *, donate: bool) -> None:
+        super().__init__(step, donate=donate)
+        self._data = data
+        rows = np.zeros((data.steps_per_epoch, data.batch_size), np.int32)
+        self._order = Order(cast("Any", np.int32(-1)), cast("Any", rows))
+        self._loop: Any = jax.jit(self._run, donate_argnums=self.donated)
+        self._draw_rows: Any = jax.jit(self._draw)
+        self._single: Any = jax.jit(self._nth, donate_argnums=self.donated)
+
+    def example(self, state: TrainState) -> PyTree:
+        """The shapes of a batch."""
+        rows = jax.ShapeDtypeStruct((self._data.batch_size,), jnp.int32)
+        return jax.eval_shape(self._data.batch, self._data.arrays, rows, state.step)
+
+    def __call__(self, state: TrainState, metrics: Metrics, count: int) -> Carry:
+        """`count` steps, at most an epoch's."""
+        arrays = self._data.arrays
+        if self.in_loops:
+            state, metrics, self._order = self._loop(state, metrics, self._order, arrays, np.int32(count))
+            return state, metrics
+        rows, self._order = self._draw_rows(state.step, self._order, np.int32(count))
         for index in range(count):
-            first, second = program(first, second, np.int32(index), operands)
-        return first, second
+            state, metrics = self._single(state, metrics, arrays, rows, np.int32(index))
+        return state, metrics
 
-    return calls
+    def _run(
+        self, state: TrainState, metrics: Metrics, order: Order, arrays: PyTree, count: jax.Array
+    ) -> tuple[TrainState, Metrics, Order]:
+        rows, order = self._draw(state.step, order, count)
+
+        def body(index: jax.Array, carry: Carry) -> Carry:
+            return self._nth(*carry, arrays, rows, index)
+
+        state, metrics = cast("Any", jax.lax.fori_loop(jnp.int32(0), count, body, (state, metrics)))
+        return state, metrics, order
+
+    def _nth(self, state: TrainState, metrics: Metrics, arrays: PyTree, rows: jax.Array, index: jax.Array) -> Carry:
+        return self.one((state, metrics), self._data.batch(arrays, rows[index], state.step))
+
+    def _draw(self, step: jax.Array, order: Order, count: jax.Array) -> tuple[jax.Array, Order]:
+        """The rows of the next steps, shape (steps_per_epoch, batch_size), of which the first `count` are valid."""
+        whole = self._data.steps_per_epoch
+        epoch, start = step // whole, step % whole
+        crosses = start + count > whole
+
+        def kept() -> jax.Array:
+            return order.rows
+
+        def present() -> jax.Array:
+            return now
+
+        def drawn() -> jax.Array:
+            return self._data.order(epoch)
+
+        def following() -> jax.Array:
+            return self._data.order(epoch + 1)
+
+        now = cast("jax.Array", jax.lax.cond(order.epoch == epoch, kept, drawn))
+        after = cast("jax.Array", jax.lax.cond(crosses, following, present))
+        rows = jax.lax.dynamic_slice_in_dim(jnp.concatenate([now, after]), start, whole)
+        return rows, Order(epoch + crosses.astype(jnp.int32), after)
 
 
-def _convolves(jaxpr: Any) -> bool:
-    """Whether a jaxpr, closed or not, has a convolution at any depth."""
-    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        inner = jax.tree.leaves(equation.params, is_leaf=_is_jaxpr)
-        if equation.primitive.name == "conv_general_dilated" or any(map(_convolves, filter(_is_jaxpr, inner))):
-            return True
-    return False
+def nth(stack: PyTree, index: Any) -> PyTree:
+    """One tree of a stack of trees."""
 
+    def take(leaf: jax.Array) -> jax.Array:
+        return cast("jax.Array", jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False))
 
-def _is_jaxpr(part: object) -> bool:
-    return hasattr(part, "eqns") or hasattr(part, "jaxpr")
+    return jax.tree.map(take, stack)

@@ -63,14 +63,21 @@ class Prefetch(Iterator[Any]):
         return copy.deepcopy(self._source.get_state()) if self.has_state else None
 
 
-def to_device(batch: PyTree, sharding: jax.sharding.Sharding | None = None) -> PyTree:
-    """A batch on the device, in memory of its own: a source may use its buffers again."""
+def own(batch: PyTree) -> PyTree:
+    """A batch in memory of its own: a source may use its buffers again."""
 
-    # `may_alias=False` of device_put does not keep it from reading the buffer after it has returned.
-    def own(leaf: Any) -> Any:
+    def copied(leaf: Any) -> Any:
         return cast("Any", leaf).copy() if isinstance(leaf, np.ndarray) else leaf
 
-    return jax.device_put(jax.tree.map(own, batch), sharding)
+    return jax.tree.map(copied, batch)
+
+
+def to_device(batch: PyTree, sharding: jax.sharding.Sharding | None = None) -> PyTree:
+    """A batch, which must not be written to any more, on the device.
+
+    `may_alias=False` of `device_put` would not keep it from reading a buffer after it has returned.
+    """
+    return jax.device_put(batch, sharding)
 
 
 def prefetch(batches: Iterable[PyTree], size: int = 2, *, sharding: jax.sharding.Sharding | None = None) -> Prefetch:
@@ -99,6 +106,6 @@ def prefetch(batches: Iterable[PyTree], size: int = 2, *, sharding: jax.sharding
     checks.whole("prefetch", "size", size, 1, "2 is usual")
 
     def read(source: Iterator[PyTree]) -> PyTree:
-        return to_device(next(source), sharding)
+        return to_device(own(next(source)), sharding)
 
     return Prefetch(batches, size, read)

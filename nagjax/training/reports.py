@@ -10,6 +10,7 @@ from nagjax import checks
 
 Kind = Literal["start", "resume", "train", "eval", "end"]
 Mode = Literal["min", "max"]
+_FIELDS = ("kind", "step", "epoch", "seconds")  # of a line in a file, beside the metrics
 
 
 class Record(NamedTuple):
@@ -30,42 +31,54 @@ def jsonl(path: str | Path) -> Callback:
     """A callback that appends every record to a file, one JSON object a line.
 
     A resumed run first removes the lines that were written after its checkpoint, so that every step is there once.
-    Infinity and NaN, which JSON lacks, become null.
+    A new run adds to the lines of those before it. Infinity and NaN, which JSON lacks, become null.
 
     Args:
         path: The file; its folder is made.
+
+    Raises:
+        ValueError: (during a run) A metric is named "kind", "step", "epoch" or "seconds", as the other fields are.
     """
     path = Path(path)
 
     def write(record: Record) -> None:
         if record.replayed:
             return
-        if record.kind == "resume":
-            _forget_after(path, record.step)
+        for name in _FIELDS:
+            if name in record.metrics:
+                condition = f"named other than {', '.join(map(repr, _FIELDS))}"
+                checks.reject("jsonl", f"the {record.kind} metric", condition, name, "report it under another name")
+        if record.kind in ("start", "resume") and path.exists():
+            _forget_after(path, record.step if record.kind == "resume" else math.inf)
         path.parent.mkdir(parents=True, exist_ok=True)
         metrics = {name: value if math.isfinite(value) else None for name, value in record.metrics.items()}
-        line = {"kind": record.kind, "step": record.step, "epoch": record.epoch, "seconds": record.seconds} | metrics
+        line = {name: getattr(record, name) for name in _FIELDS} | metrics
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
     return write
 
 
-def _forget_after(path: Path, step: int) -> None:
-    """Drop the lines of the last run that are later than `step`, and a line that was cut off."""
-    if not path.exists():
-        return
-    kept: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if record["kind"] == "start" or record["step"] <= step:
-            kept.append(line)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    partial.replace(path)
+def _forget_after(path: Path, step: float) -> None:
+    """Drop the lines of the last run that are later than `step`, and an end of the file that was cut off."""
+    found = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = found[:-1] if found and not found[-1].endswith("\n") else found
+    records = [_parsed(line) for line in lines]
+    first = max((k for k, record in enumerate(records) if record.get("kind") == "start"), default=0)
+    of_run = zip(lines[first:], records[first:], strict=True)
+    kept = lines[:first] + [line for line, record in of_run if record.get("step", math.inf) <= step]
+    if kept != found:
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        partial.replace(path)
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """The object of a line; an empty one where the line holds none."""
+    try:
+        return dict(json.loads(line))
+    except (TypeError, ValueError):
+        return {}
 
 
 def tensorboard(folder: str | Path) -> Callback:
@@ -88,10 +101,16 @@ def tensorboard(folder: str | Path) -> Callback:
         nonlocal writer
         if record.replayed:
             return
+        if writer is not None and record.kind in ("start", "resume"):  # of a run that an error ended
+            writer.close()
+            writer = None
         if writer is None:
-            # Events after the point of resumption are hidden by TensorBoard.
-            purge = record.step if record.kind == "resume" else None
-            writer = SummaryWriter(str(folder), purge_step=purge)
+            # TensorBoard hides the events of an earlier part from this step on; those of the checkpoint's own stay.
+            purge = record.step + 1 if record.kind == "resume" else None
+            # The files' names have the time in seconds: without a suffix two of one second are one.
+            suffix = f".{record.step}"
+            # flush() writes what tensorboardX's thread has taken up; what it takes up later follows within a second.
+            writer = SummaryWriter(str(folder), purge_step=purge, filename_suffix=suffix, flush_secs=1)
         for name, value in record.metrics.items():
             writer.add_scalar(f"{record.kind}/{name}", value, record.step)
         writer.flush()
@@ -124,7 +143,7 @@ def early_stopping(metric: str = "loss", *, patience: int, mode: Mode = "min", m
 
     def watch(record: Record) -> str | None:
         nonlocal best, waited
-        if record.kind == "start":
+        if record.kind in ("start", "resume"):  # a resumed run tells its evaluations again
             best, waited = math.inf, 0
         if record.kind != "eval":
             return None

@@ -10,14 +10,14 @@ import jax
 from flax import nnx
 
 from nagjax import checks
-from nagjax.training.checkpoint import Checkpoints
+from nagjax.training.checkpoint import Checkpoints, differences
 from nagjax.training.feeds import Call, Feed
-from nagjax.training.functional import Model
+from nagjax.training.functional import SKIPPED, Model
 from nagjax.training.metrics import Metrics
 from nagjax.training.progress import Progress
 from nagjax.training.reports import Callback, Kind, Record
 from nagjax.training.signals import Interrupts
-from nagjax.training.step import SKIPPED, Point, TrainState, TrainStep
+from nagjax.training.step import Point, TrainState, TrainStep
 
 EvalFn = Callable[[Model], Mapping[str, Any]]
 COMPLETED = "completed"
@@ -50,30 +50,30 @@ class Run:
     of_epoch: int = 0  # batches of the present one
     status: str = ""  # how the run ends, once that is known
     compile_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
     history: list[Record] = dataclasses.field(default_factory=list[Record])
+    _first: int = 0  # `done` when this process began
     _before: float = 0.0  # seconds of the parts before this one
     _start: float = dataclasses.field(default_factory=time.perf_counter)
     _metrics: Metrics | None = None  # of the steps since the last record
     _logged: int = 0  # `done` at the last record
     _pending: list[tuple[Record, Metrics]] = dataclasses.field(default_factory=list[tuple[Record, Metrics]])
     _in_flight: collections.deque[jax.Array] = dataclasses.field(default_factory=collections.deque[jax.Array])
-    _compiled: set[int] = dataclasses.field(default_factory=set[int])
+    _compiled: bool = False
 
     @property
     def total(self) -> int | None:
         """Batches of the whole run, where that is known."""
-        return None if self.feed.steps_per_epoch is None else self.epochs * self.feed.steps_per_epoch
+        return None if self.feed.batches is None else self.epochs * self.feed.batches
+
+    def rate(self) -> float:
+        """Steps a second of this process, without compilation and evaluation."""
+        busy = time.perf_counter() - self._start - self.compile_seconds - self.evaluation_seconds
+        return (self.done - self._first) / max(busy, 1e-9)
 
     def seconds(self) -> float:
         """Of training so far."""
         return self._before + time.perf_counter() - self._start
-
-    def model(self, at: Point) -> Model:
-        """The model as it is now; an nnx module in evaluation mode."""
-        model = self.step.model(self.state, at)
-        if isinstance(model, nnx.Module):
-            model.eval()
-        return model
 
     def resume(self) -> None:
         """Continues from the last checkpoint, if there is one, and tells the callbacks where the run is."""
@@ -82,8 +82,14 @@ class Run:
             return
         restored = self.checkpoint.restore(self.state, config=self.config)
         self.state, cursor = restored.state, restored.cursor
+        if lines := differences.difference(
+            differences.entries(cursor["data"]), differences.entries(self.feed.describe())
+        ):
+            remedy = "give the data as before, or choose another folder"
+            checks.reject("fit", "data", "those of the checkpoint", "; ".join(lines), remedy)
         self.done, self.epoch, self.of_epoch = cursor["done"], cursor["epoch"], cursor["of_epoch"]
-        self._logged, self._before = self.done, cursor["seconds"]
+        self._first, self._before = self.done, cursor["seconds"]
+        self._logged, self._metrics = cursor["logged"], Metrics.restored(cursor["metrics"])
         self.feed.restore(cursor["feed"])
         self._tell(self._record("resume"))
         for fields in cursor["evaluations"]:
@@ -95,9 +101,10 @@ class Run:
             finished = self._train_epoch(interrupts, shown)
             if not finished:
                 break
-            self.epoch, self.of_epoch = self.epoch + 1, 0
             with shown.pause():
+                began = time.perf_counter()
                 metrics = self._evaluate(evaluation)
+                self.evaluation_seconds += time.perf_counter() - began
             shown.epoch(self.epoch, self.done, self.history)
             if self.checkpoint is not None:
                 wanted = self.checkpoint.best is not None and self.checkpoint.best in metrics
@@ -112,9 +119,11 @@ class Run:
 
     def _train_epoch(self, interrupts: Interrupts, shown: Progress) -> bool:
         """The rest of an epoch; whether it was completed."""
-        for count, call in self.feed.calls(self.of_epoch):
+        for count, call in self.feed.calls(self.of_epoch, self._room):
             self._call(count, call)
             shown.advance(self.epoch, self.done)
+            if self.of_epoch == self.feed.steps_per_epoch:
+                break  # what is due now waits for the evaluation
             if self.done - self._logged >= self.log_every:
                 self._log()
                 self._fetch(leave=1)
@@ -123,16 +132,24 @@ class Run:
                 self._save({})
             if self.status:
                 return False
+        self.epoch, self.of_epoch = self.epoch + 1, 0
         self._log()
         self._fetch()
         return True
 
+    def _room(self) -> int:
+        """Steps until metrics or a checkpoint are due."""
+        room = self.log_every - (self.done - self._logged)
+        if self.checkpoint is not None and self.checkpoint.every is not None:
+            room = min(room, self.checkpoint.every - self.done % self.checkpoint.every)
+        return max(1, room)
+
     def _call(self, count: int, call: Call) -> None:
         began = time.perf_counter()
         self.state, self._metrics = call(self.state, self._metrics)
-        if count not in self._compiled:  # the first call waits for the compiler, later ones for nothing
-            self._compiled.add(count)
-            self.compile_seconds += time.perf_counter() - began
+        if not self._compiled:  # the first call waits for the compiler, later ones for nothing
+            self._compiled = True
+            self.compile_seconds = time.perf_counter() - began
         self.done, self.of_epoch = self.done + count, self.of_epoch + count
         self._in_flight.append(self._metrics.steps)
         if len(self._in_flight) > _IN_FLIGHT:
@@ -142,7 +159,10 @@ class Run:
         last = self.epoch == self.epochs or bool(self.status)
         if evaluation is None or not (last or self.epoch % evaluation.every == 0):
             return {}
-        found: Any = evaluation.function(self.model(evaluation.at))
+        model = self.step.model(self.state, evaluation.at)
+        if isinstance(model, nnx.Module):
+            model.eval()
+        found: Any = evaluation.function(model)
         if not isinstance(found, Mapping):
             remedy = "return {'loss': loss}, say"
             checks.reject("fit", "eval_fn", "a function that returns a dictionary of scalars", found, remedy, TypeError)
@@ -177,13 +197,15 @@ class Run:
 
     def _save(self, metrics: Mapping[str, float]) -> None:
         assert self.checkpoint is not None
-        self._log()
         self._fetch()
         cursor = {
             "done": self.done,
             "epoch": self.epoch,
             "of_epoch": self.of_epoch,
             "seconds": self.seconds(),
+            "logged": self._logged,
+            "metrics": None if self._metrics is None else self._metrics.on_host(),
+            "data": self.feed.describe(),
             "feed": self.feed.cursor(),
             "evaluations": [record._asdict() for record in self.history if record.kind == "eval"],
         }

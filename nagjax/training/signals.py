@@ -1,12 +1,15 @@
 """Signals that ask a run to end: noted, so that it ends between two calls with its state saved."""
 
+import contextlib
+import os
 import signal
-import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_MESSAGE = b"\nEnding after the current call; once more to end at once.\n"  # begins a line: a bar may be shown
+_STANDARD_ERROR = 2
 
 
 class Interrupts:
@@ -41,7 +44,9 @@ class Interrupts:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         self._restore()
-        print("Ending after the current call; once more to end at once.", file=sys.stderr, flush=True)
+        # The signal may have come within a write to sys.stderr, which cannot be entered again.
+        with contextlib.suppress(OSError):
+            os.write(_STANDARD_ERROR, _MESSAGE)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

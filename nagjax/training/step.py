@@ -1,7 +1,7 @@
 """One training step as a pure function of state and batch."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, TypedDict, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +11,13 @@ from jax.typing import DTypeLike
 
 from nagjax import answers, checks, trees
 from nagjax.scalars import scalar_dtype
-from nagjax.training.functional import Functional, LossFn, Model, Module, Plain, Values
-from nagjax.training.loops import slow_in_scan
-from nagjax.training.precision import LossScale, all_finite, cast_floating
+from nagjax.training.convolutions import slow_in_loops
+from nagjax.training.functional import LOSS, OVERFLOWED, SKIPPED, Functional, LossFn, Model, Module, Plain, Values
+from nagjax.training.precision import LossScale, all_finite
 from nagjax.types import PyTree
 
 NonFinite = Literal["ignore", "skip", "restart", "stop"]
 Point = Literal["answer", "params"]
-SKIPPED = "skipped"
 
 
 class TrainState(NamedTuple):
@@ -29,6 +28,17 @@ class TrainState(NamedTuple):
     opt_state: PyTree
     step: jax.Array  # batches seen; int32, shape ()
     scaling: LossScale | None
+
+
+class StepOptions(TypedDict, total=False):
+    """The keyword arguments of `TrainStep`, which `fit` passes on."""
+
+    wrt: Any
+    key: jax.Array | None
+    accumulate: int
+    compute_dtype: DTypeLike | None
+    loss_scale: float | None
+    nonfinite: NonFinite
 
 
 class TrainStep:
@@ -42,7 +52,10 @@ class TrainStep:
     - any other tree of arrays, with `loss_fn(params, batch)`, or `loss_fn(params, batch, key)` where `key` is given.
 
     `loss_fn` returns the loss, a scalar that is a mean over the batch, or the loss and a dictionary of scalars to
-    report. The optimizer also gets `value`, `grad` and `value_fn`, which line searches and value restarts ask for.
+    report. The optimizer also gets `value`, `grad` and `value_fn`, which line searches and value restarts ask for. (On
+    CPU a line search over convolutions is slow: XLA computes them naively inside loops.)
+
+    The arrays of `model` stay alive as long as the step.
 
     Args:
         model: The module, which is copied, or the tree of parameters.
@@ -51,11 +64,14 @@ class TrainStep:
         wrt: Filter of the variables that are trained (nnx).
         key: Key of the random numbers of a plain `loss_fn`.
         accumulate: Number n of equal parts of a batch, at least 1, whose gradients are averaged before the update.
-            Memory is that of one part. The result is that of the whole batch unless layers mix its examples.
-        compute_dtype: Floating dtype to which parameters and the batch's floating leaves are cast for `loss_fn`, such
-            as `jnp.bfloat16`. Parameters, gradients and states keep their own. Cast logits to float32 in the loss.
+            Memory is that of one part. The result is that of the whole batch unless layers mix its examples, or the
+            loss weighs them: parts count alike.
+        compute_dtype: Floating dtype to which parameters, frozen ones too, and the batch's floating leaves are cast for
+            `loss_fn`, such as `jnp.bfloat16`. Gradients and states keep the dtypes of the parameters. Cast logits to
+            float32 in the loss.
         loss_scale: First scale of the loss; float16 needs one, and 2.0**15 is usual. It halves after a gradient that is
-            not finite, whose step is skipped, and doubles after 2,000 finite ones.
+            not finite, whose step is left out as "overflowed", and doubles after 2,000 finite ones. At a scale of 1 the
+            policy of `nonfinite` holds.
         nonfinite: What happens at a gradient with NaN or infinity. "ignore": it reaches optimizer and parameters.
             "skip": parameters, optimizer and model keep their values. "restart": the same, and momentum is reset.
             "stop": as "skip", and `fit` ends.
@@ -102,20 +118,39 @@ class TrainStep:
         if isinstance(model, nnx.Module) and key is not None:
             checks.reject(name, "key", "None for an nnx module", "a key", "its layers draw from its own nnx.Rngs")
         self._model: Functional = (
-            Module(name, model, loss_fn, wrt) if isinstance(model, nnx.Module) else Plain(name, model, loss_fn, key)
+            Module(name, model, loss_fn, wrt, compute_dtype)
+            if isinstance(model, nnx.Module)
+            else Plain(name, model, loss_fn, key, compute_dtype)
         )
         self.tx = optax.with_extra_args_support(tx)
         self.accumulate = accumulate
-        self.compute_dtype = compute_dtype
         self.loss_scale = loss_scale
         self.nonfinite = nonfinite
 
     def init(self) -> TrainState:
-        """The state before the first step, in buffers of its own, which may be donated."""
-        scaling = None if self.loss_scale is None else LossScale.first(self.loss_scale)
-        params = self._model.params
-        state = TrainState(params, self._model.rest, self.tx.init(params), jnp.int32(0), scaling)
-        return _strong(jax.tree.map(jnp.copy, state))
+        """The state before the first step, in buffers of its own, which may be donated.
+
+        Raises:
+            ValueError: `nonfinite` is "restart" and the optimizer has no momentum.
+        """
+        params, rest = self._model.params, self._model.rest
+        state = TrainState(params, rest, self.tx.init(params), jnp.int32(0), self.init_scaling())
+        if self.nonfinite == "restart":
+            jax.eval_shape(answers.reset_momentum, state.opt_state)
+        # No buffer twice, and none of the model's.
+        taken = {id(leaf) for leaf in jax.tree.leaves((params, rest))}
+
+        def own(leaf: jax.Array) -> jax.Array:
+            if id(leaf) in taken:
+                return jnp.copy(leaf)
+            taken.add(id(leaf))
+            return leaf
+
+        return _strong(jax.tree.map(own, state))
+
+    def init_scaling(self) -> LossScale | None:
+        """The scale of the loss before the first step."""
+        return None if self.loss_scale is None else LossScale.first(self.loss_scale)
 
     def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Values]:
         """One update.
@@ -126,7 +161,8 @@ class TrainStep:
 
         Returns:
             The next state, and what the loss reports at `state.params`: real scalars, float32 or float64 under x64,
-            among them "loss"; with a policy for gradients that are not finite also "skipped", 0 or 1.
+            among them "loss"; with a policy for gradients that are not finite also "skipped", and with a scale of the
+            loss "overflowed", each 0 or 1.
 
         Raises:
             ValueError: The loss or a value to report is no scalar, or `accumulate` does not divide the batch.
@@ -135,27 +171,40 @@ class TrainStep:
         (values, grads), rest = self._mean(self._gradient(state), state.rest, parts)
 
         def value_fn(params: PyTree) -> jax.Array:
-            return self._mean(lambda rest, part: self._loss(params, rest, part), state.rest, parts)[0]
+            def loss(rest: PyTree, part: PyTree) -> tuple[jax.Array, PyTree]:
+                value, (rest, _) = self._model.loss(params, rest, part)
+                return value, rest
+
+            return self._mean(loss, state.rest, parts)[0]
 
         def update() -> tuple[PyTree, PyTree, PyTree]:
             updates, opt_state = self.tx.update(
-                grads, state.opt_state, state.params, value=values["loss"], grad=grads, value_fn=value_fn
+                grads, state.opt_state, state.params, value=values[LOSS], grad=grads, value_fn=value_fn
             )
             return optax.apply_updates(state.params, updates), rest, _strong(opt_state)
-
-        def keep() -> tuple[PyTree, PyTree, PyTree]:
-            restarts = self.nonfinite == "restart"
-            opt_state = answers.reset_momentum(state.opt_state) if restarts else state.opt_state
-            return state.params, state.rest, opt_state
 
         if self.nonfinite == "ignore" and state.scaling is None:
             params, rest, opt_state = update()
             return TrainState(params, rest, opt_state, state.step + 1, None), values
         finite = all_finite(grads)
-        params, rest, opt_state = cast("Any", jax.lax.cond(finite, update, keep))
-        scaling = None if state.scaling is None else state.scaling.after(finite)
-        values = values | {SKIPPED: 1 - finite.astype(scalar_dtype())}
-        return TrainState(params, rest, opt_state, state.step + 1, scaling), values
+        overflowed = ~finite & (jnp.bool_(False) if state.scaling is None else state.scaling.scale > 1)
+
+        def keep() -> tuple[PyTree, PyTree, PyTree]:
+            opt_state = state.opt_state
+            if self.nonfinite == "restart":
+                restarted = answers.reset_momentum(opt_state)
+                opt_state = cast("Any", jax.lax.cond(overflowed, lambda: opt_state, lambda: restarted))
+            return state.params, state.rest, opt_state
+
+        updates = finite if self.nonfinite != "ignore" else ~overflowed
+        params, rest, opt_state = cast("Any", jax.lax.cond(updates, update, keep))
+        dtype = scalar_dtype()
+        if self.nonfinite != "ignore":
+            values = values | {SKIPPED: (~finite & ~overflowed).astype(dtype)}
+        if state.scaling is None:
+            return TrainState(params, rest, opt_state, state.step + 1, None), values
+        values = values | {OVERFLOWED: overflowed.astype(dtype)}
+        return TrainState(params, rest, opt_state, state.step + 1, state.scaling.after(finite)), values
 
     def model(self, state: TrainState, at: Point = "answer") -> Model:
         """The model at a state.
@@ -166,8 +215,8 @@ class TrainStep:
                 "params" for the query point.
 
         Returns:
-            An nnx module of its own, or the tree of parameters. Statistics of BatchNorm are those of training;
-            `recompute_batch_statistics` finds those of the answer.
+            An nnx module, in the mode of the one that was given, or the tree of parameters, in memory of its own.
+            Statistics of BatchNorm are those of training; `recompute_batch_statistics` finds those of the answer.
 
         Raises:
             ValueError: `at` is something else.
@@ -176,22 +225,13 @@ class TrainStep:
             checks.reject("TrainStep.model", "at", f"one of {get_args(Point)}", at, "'answer' is what to deploy")
         has_answer = at == "answer" and answers.has_answer(state.opt_state)
         params = answers.eval_params(state.params, state.opt_state) if has_answer else state.params
-        return self._model.merge(params, state.rest)
-
-    def _loss(self, params: PyTree, rest: PyTree, part: PyTree) -> tuple[jax.Array, PyTree]:
-        loss, (rest, _) = self._report(params, rest, part)
-        return loss, rest
-
-    def _report(self, params: PyTree, rest: PyTree, part: PyTree) -> tuple[jax.Array, tuple[PyTree, Values]]:
-        params, part = (cast_floating(tree, self.compute_dtype) for tree in (params, part))
-        loss, (new, values) = self._model.loss(params, rest, part)
-        return loss, (jax.tree.map(_in_dtype_of, rest, new), values)
+        return self._model.merge(*jax.tree.map(jnp.copy, (params, state.rest)))
 
     def _gradient(self, state: TrainState) -> Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]:
         scaling = state.scaling
 
         def objective(params: PyTree, rest: PyTree, part: PyTree) -> tuple[jax.Array, tuple[PyTree, Values]]:
-            loss, aux = self._report(params, rest, part)
+            loss, aux = self._model.loss(params, rest, part)
             return loss if scaling is None else loss * scaling.scale.astype(loss.dtype), aux
 
         def gradient(rest: PyTree, part: PyTree) -> tuple[PyTree, PyTree]:
@@ -221,9 +261,12 @@ class TrainStep:
             result, rest = function(rest, part)
             return (jax.tree.map(plus, total, result), rest), None
 
+        def first(leaf: jax.Array) -> jax.Array:
+            return leaf[0]
+
         trace: Any = jax.make_jaxpr(function, return_shape=True)
-        jaxpr, (shapes, _) = trace(rest, first(parts))
-        unroll = slow_in_scan(jaxpr)
+        jaxpr, (shapes, _) = trace(rest, jax.tree.map(first, parts))
+        unroll = slow_in_loops(jaxpr)
         (total, rest), _ = jax.lax.scan(add, (jax.tree.map(zero, shapes), rest), parts, unroll=unroll)
         return jax.tree.map(mean, total, shapes), rest
 
@@ -235,15 +278,6 @@ class TrainStep:
         return leaf.reshape(self.accumulate, leaf.shape[0] // self.accumulate, *leaf.shape[1:])
 
 
-def first(stack: PyTree) -> PyTree:
-    """The first of a stack of trees."""
-
-    def take(leaf: jax.Array) -> jax.Array:
-        return leaf[0]
-
-    return jax.tree.map(take, stack)
-
-
 def _strong(tree: PyTree) -> PyTree:
     """The tree without weak types, with which a second call would be traced and compiled again."""
 
@@ -251,8 +285,3 @@ def _strong(tree: PyTree) -> PyTree:
         return leaf.astype(leaf.dtype) if getattr(leaf, "weak_type", False) else leaf
 
     return jax.tree.map(strong, tree)
-
-
-def _in_dtype_of(old: jax.Array, new: jax.Array) -> jax.Array:
-    """A variable of the model that was computed in another floating dtype, as a loop needs it."""
-    return new.astype(old.dtype) if jnp.issubdtype(old.dtype, jnp.floating) else new

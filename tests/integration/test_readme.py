@@ -51,6 +51,7 @@ def test_the_example_of_training_runs_as_it_stands():
     exec(example, names)
     evaluations = [record for record in names["fit"].history if record.kind == "eval"]
     assert evaluations[-1].metrics["accuracy"] > 0.88
+    names["model"].eval()
     assert names["evaluate"](names["model"])["loss"] == pytest.approx(evaluations[-1].metrics["loss"], rel=1e-4)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import nagjax
 from nagjax.training import DeviceData, TrainStep, compiled, compiled_epoch, prefetch
-from nagjax.training.loops import slow_in_scan
+from nagjax.training.convolutions import slow_in_loops
 
 ROWS, BATCH = 23, 5  # 4 batches an epoch, 3 rows left over
 
@@ -116,9 +116,9 @@ def test_convolutions_are_found_at_any_depth():
         return jax.lax.scan(looped, jnp.zeros(()), batch[None])[0]
 
     arguments = {"w": jnp.ones(())}, jnp.ones(4)
-    assert slow_in_scan(jax.make_jaxpr(jax.grad(convolution))(*arguments))
-    assert slow_in_scan(jax.make_jaxpr(jax.checkpoint(nested))(*arguments))
-    assert not slow_in_scan(jax.make_jaxpr(jax.grad(lambda *given: loss(*given)[0]))(*arguments))
+    assert slow_in_loops(jax.make_jaxpr(jax.grad(convolution))(*arguments))
+    assert slow_in_loops(jax.make_jaxpr(jax.checkpoint(nested))(*arguments))
+    assert not slow_in_loops(jax.make_jaxpr(jax.grad(lambda *given: loss(*given)[0]))(*arguments))
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -166,7 +166,7 @@ def test_prefetched_batches_are_the_batches_though_their_buffer_is_reused(size):
     ahead = prefetch(source, size)
     assert ahead.get_state() == {"at": 0}
     first = next(ahead)
-    assert source.at == min(size, 9)
+    assert source.at == min(size, 9)  # no more than asked for
     assert ahead.get_state() == {"at": 1}
     assert [float(batch[0]) for batch in [first, *ahead]] == list(range(9))
 

@@ -188,6 +188,25 @@ class TestFolder:
         np.testing.assert_array_equal(one.train.labels, arrays[1])
         np.testing.assert_array_equal(one.test.labels, arrays[3])
 
+    @pytest.mark.parametrize("rows", [0, 19, 20])
+    @pytest.mark.parametrize("shape", [(), (4, 3)])
+    def test_an_official_file_without_further_rows_stays_as_it_is(self, official_mnist, rows, shape):
+        content = idx(np.ones((rows, *shape), np.uint8))
+        assert data_formats.first_rows(content) == content
+
+    @pytest.mark.parametrize("shape", [(), (4, 3)])
+    def test_an_official_file_is_cut_after_the_rows_that_are_used(self, official_mnist, shape):
+        array = np.random.default_rng(1).integers(0, 256, (21, *shape), np.uint8)
+        assert data_formats.first_rows(idx(array)) == idx(array[:20])
+
+    @pytest.mark.parametrize("length", [0, 3, 4, 9, 15])
+    def test_an_official_file_cut_within_its_header_is_refused(self, official_mnist, length):
+        official, _, _ = official_mnist
+        path = official / "mnist" / "train-images-idx3-ubyte.gz"
+        path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:length]))
+        with pytest.raises(UsageError, match=r"mnist expects another file than mnist/train-images-idx3-ubyte\.gz in"):
+            data.load("mnist", official)
+
     def test_an_official_file_with_another_row_is_refused(self, official_mnist):
         official, _, _ = official_mnist
         path = official / "mnist" / "train-images-idx3-ubyte.gz"
@@ -252,6 +271,44 @@ class TestCache:
         assert data.load("small") == served.decode()
         assert site.asked == ["/other.txt"]
         assert (cache / "text" / "other.txt").read_bytes() == served
+
+    @pytest.mark.parametrize("name", ["other.txt", "small.txt"])
+    def test_a_file_of_the_cache_that_is_not_the_published_one_stays_where_none_can_be_fetched(
+        self, served, site, cache, monkeypatch, name
+    ):
+        (cache / "text").mkdir(parents=True)
+        (cache / "text" / name).write_bytes(b"of the user's own")
+        mismatch = rf"small expects another file than text/{name} in the cache {cache}: the SHA-256"
+        monkeypatch.setenv("NAGJAX_OFFLINE", "1")
+        with pytest.raises(UsageError, match=rf"{mismatch}.* NAGJAX_OFFLINE forbids to fetch {site.url}/other\.txt"):
+            data.load("small")
+        monkeypatch.delenv("NAGJAX_OFFLINE")
+        (site.folder / "other.txt").unlink()
+        with pytest.raises(UsageError, match=rf"{mismatch}.* cannot be fetched \(HTTP 404"):
+            data.load("small")
+        assert [(path.name, path.read_bytes()) for path in (cache / "text").iterdir()] == [(name, b"of the user's own")]
+
+    def test_a_file_by_another_name_than_the_sites_is_never_removed(self, served, site, cache):
+        (cache / "text").mkdir(parents=True)
+        (cache / "text" / "small.txt").write_bytes(b"of the user's own")
+        assert [data.load("small"), data.load("small")] == [served.decode()] * 2
+        assert (cache / "text" / "small.txt").read_bytes() == b"of the user's own"
+        assert site.asked == ["/other.txt"]
+
+    def test_a_damaged_file_of_a_cache_that_cannot_be_written_is_told(self, served, cache, monkeypatch):
+        (cache / "text").mkdir(parents=True)
+        (cache / "text" / "other.txt").write_bytes(b"damaged")
+
+        def refuse(*_, **__):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "unlink", refuse)
+        monkeypatch.setattr(downloads, "download", refuse)
+        with pytest.raises(
+            UsageError, match=r"cache .* cannot be written \(.*Permission denied\); or set NAGJAX_CACHE"
+        ):
+            data.load("small")
+        assert (cache / "text" / "other.txt").read_bytes() == b"damaged"
 
     def test_all_files_are_fetched_before_any_work(self, served, site, cache):
         data.check("small", None)

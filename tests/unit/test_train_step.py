@@ -173,7 +173,7 @@ def test_a_linen_module_trains_through_the_bridge_of_flax(batches):
     assert set(state.params) == {"BatchNorm_0", "Dense_0", "Dense_1"}
     assert not np.array_equal(step.model(state).BatchNorm_0["mean"][...], np.zeros(8))
     # Every call draws masks of its own: the counter of the stream has gone on.
-    counts = [int(part.rest["to_nnx__rngs"]["dropout"]["count"]) for part in (start, state)]
+    counts = [int(part.rest[1]["to_nnx__rngs"]["dropout"]["count"]) for part in (start, state)]
     assert counts[1] == counts[0] + 6
 
 
@@ -194,6 +194,60 @@ def test_only_variables_that_pass_the_filter_are_trained(batches):
     found = step.model(state)
     chex.assert_trees_all_equal(found.first.kernel[...], net().first.kernel[...])
     assert not np.array_equal(found.last.kernel[...], net().last.kernel[...])
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_frozen_parameters_are_computed_with_in_the_same_dtype(batches):
+    seen = {}
+
+    def loss(model, batch):
+        seen.update(frozen=model.first.kernel[...].dtype, trained=model.last.kernel[...].dtype)
+        return net_loss(model, batch).astype(jnp.float32)
+
+    only_last = nnx.All(nnx.Param, nnx.PathContains("last"))
+    model = net()
+    model.norm = nnx.LayerNorm(8, rngs=nnx.Rngs(0))
+    step = TrainStep(model, loss, optax.sgd(0.05), wrt=only_last, compute_dtype=jnp.bfloat16)
+    state, _ = compiled(step, steps_per_call=6)(step.init(), batches)
+    assert seen == {"frozen": jnp.bfloat16, "trained": jnp.bfloat16}
+    chex.assert_trees_all_equal(step.model(state).first.kernel[...], model.first.kernel[...])
+
+
+@pytest.mark.filterwarnings("ignore:.*sow.*:DeprecationWarning")
+def test_what_layers_sow_is_dropped_and_new_variables_are_refused(batches):
+    class Sowing(Net):
+        def __call__(self, inputs):
+            self.sow(nnx.Intermediate, "seen", inputs)
+            return super().__call__(inputs)
+
+    class Growing(Net):
+        def __call__(self, inputs):
+            self.count = nnx.BatchStat(jnp.zeros(()))
+            return super().__call__(inputs)
+
+    batch = jax.tree.map(lambda leaf: leaf[0], batches)
+    plain, sowing = (TrainStep(kind(nnx.Rngs(params=0, dropout=1)), net_loss, optax.sgd(0.1)) for kind in (Net, Sowing))
+    chex.assert_trees_all_equal(sowing(sowing.init(), batch)[0].params, plain(plain.init(), batch)[0].params)
+    growing = TrainStep(Growing(nnx.Rngs(params=0, dropout=1)), net_loss, optax.sgd(0.1))
+    with pytest.raises(ValueError, match="a function that adds no variables to the model"):
+        growing(growing.init(), batch)
+
+
+def test_a_model_that_was_kept_outlives_the_donated_state(batches):
+    step = TrainStep(net(), net_loss, optax.sgd(0.1))
+    train, batch = compiled(step), jax.tree.map(lambda leaf: leaf[0], batches)
+    state = step.init()
+    kept = step.model(state)
+    train(state, batch)
+    assert state.params["first"]["kernel"].is_deleted()
+    chex.assert_trees_all_equal(kept.first.kernel[...], net().first.kernel[...])
+    assert float(kept.norm.var[...].sum()) == 8
+
+
+def test_restarts_need_momentum():
+    params, _ = regression()
+    with pytest.raises(ValueError, match="reset_momentum: opt_state"):
+        TrainStep(params, squares, optax.sgd(0.1), nonfinite="restart").init()
 
 
 def test_partition_sees_the_names_of_the_model(batches):
@@ -263,10 +317,11 @@ def test_the_scale_of_the_loss_keeps_gradients_of_float16(single_precision):
     assert float(values[0]["loss"]) == 2.0**-27
 
 
-def test_the_scale_halves_with_a_skipped_step_and_doubles_after_finite_ones(single_precision):
+def test_the_scale_halves_with_an_overflow_and_doubles_after_finite_ones(single_precision):
     step = TrainStep({"w": jnp.float32(1)}, tiny, nagjax.nesterov(1.0), compute_dtype=jnp.float16, loss_scale=8.0)
     state, values = steps(step, [jnp.float32(jnp.inf), jnp.float32(1)])
-    assert [float(value["skipped"]) for value in values] == [1, 0]
+    assert [float(value["overflowed"]) for value in values] == [1, 0]
+    assert "skipped" not in values[0]
     assert float(state.scaling.scale) == 4
     assert int(state.step) == 2
     flags = jnp.ones(GROWTH_INTERVAL - 1, bool)
@@ -275,6 +330,21 @@ def test_the_scale_halves_with_a_skipped_step_and_doubles_after_finite_ones(sing
     assert float(almost.after(jnp.bool_(True)).scale) == 16
     assert int(almost.after(jnp.bool_(False)).streak) == 0
     assert float(LossScale.first(1.0).after(jnp.bool_(False)).scale) == 1
+
+
+@pytest.mark.parametrize("policy", ["skip", "restart"])
+def test_an_overflow_of_the_scale_is_no_business_of_the_policy_until_the_scale_is_1(policy, single_precision):
+    def product(params, batch):
+        return (params["w"] * batch).astype(jnp.float32)
+
+    options = {"compute_dtype": jnp.float16, "loss_scale": 2.0, "nonfinite": policy}
+    step = TrainStep({"w": jnp.float32(1)}, product, nagjax.nesterov(0.1), **options)
+    state, values = steps(step, [jnp.float32(1), jnp.float32(jnp.inf), jnp.float32(jnp.inf)])
+    assert [(float(value["overflowed"]), float(value["skipped"])) for value in values] == [(0, 0), (1, 0), (0, 1)]
+    before, _ = steps(step, [jnp.float32(1), jnp.float32(jnp.inf)])
+    assert float(nagjax.velocity(before.opt_state)["w"]) != 0
+    assert (float(nagjax.velocity(state.opt_state)["w"]) == 0) is (policy == "restart")
+    chex.assert_trees_all_equal(state.params, before.params)
 
 
 @pytest.mark.parametrize("policy", ["skip", "stop", "restart", "ignore"])
@@ -300,7 +370,7 @@ def test_skipped_steps_leave_statistics_and_means_alone(batches):
     inputs = inputs.at[2].set(jnp.nan)
     step = TrainStep(net(), net_loss, nagjax.nesterov(0.05), nonfinite="skip")
     state, metrics = compiled(step, steps_per_call=6)(step.init(), (inputs, targets))
-    assert np.isfinite(state.rest["norm"]["var"]).all()
+    assert np.isfinite(state.rest[1]["norm"]["var"]).all()
     means = metrics.means()
     assert means["skipped"] == 1
     assert int(metrics.steps) == 5
@@ -313,6 +383,9 @@ def test_means_of_metrics_are_means_and_those_of_nothing_are_nan():
     for value in (1.0, 2.0, 6.0):
         metrics = metrics.add({"loss": jnp.asarray(value)})
     assert metrics.means() == {"loss": 3.0}
+    chex.assert_trees_all_equal(Metrics.restored(metrics.on_host()), metrics)
+    with pytest.raises(ValueError, match=r"metrics of the names \['error'\], got \['loss'\]"):
+        metrics.add({"error": jnp.zeros(())})
 
 
 def test_a_donated_step_holds_no_second_copy(single_precision):
@@ -389,6 +462,8 @@ def test_arguments_that_make_no_sense_are_refused_at_once(options, error, messag
         (lambda params, batch: params["w"], "'loss' is a real scalar, got \\(4,\\)"),
         (lambda params, batch: (params["w"].sum(), {"norm": params["w"]}), "'norm' is a real scalar"),
         (lambda params, batch: (params["w"].sum(), 3), "a dictionary beside the loss"),
+        (lambda params, batch: (params["w"].sum(), {"loss": 0.0}), "other names than loss, skipped, overflowed"),
+        (lambda params, batch: (params["w"].sum(), {"skipped": 0.0}), "other names than loss, skipped, overflowed"),
     ],
 )
 def test_a_loss_that_is_no_scalar_is_named(loss, message):

@@ -23,14 +23,16 @@ def entries(config: Any, prefix: str = "") -> dict[str, str]:
     return found
 
 
-def difference(stored: Mapping[str, str], present: Mapping[str, str]) -> list[str]:
-    """One line an entry in which a checkpoint and the present differ: the present's in its order, then others."""
+def difference(
+    stored: Mapping[str, str], present: Mapping[str, str], there: str = "in the checkpoint", here: str = "now"
+) -> list[str]:
+    """One line an entry in which what is stored and the present differ: the present's in its order, then others."""
     lines = [
-        f"{name}: {stored[name]} in the checkpoint, {value} now" if name in stored else f"{name}: {value} only now"
+        f"{name}: {stored[name]} {there}, {value} {here}" if name in stored else f"{name}: {value} only {here}"
         for name, value in present.items()
         if stored.get(name) != value
     ]
-    return lines + [f"{name}: {value} only in the checkpoint" for name, value in stored.items() if name not in present]
+    return lines + [f"{name}: {value} only {there}" for name, value in stored.items() if name not in present]
 
 
 def shortened(lines: list[str]) -> str:
