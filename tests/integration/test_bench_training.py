@@ -179,6 +179,7 @@ class TestCommand:
         assert (quick.rounds, quick.epochs, quick.cases) == (3, 5, ("digits", "transformer100"))
         assert bench_training.Config(quick=True, cases=("metrics",)).reduced().cases == ("metrics",)
 
+    @pytest.mark.slow
     def test_a_run_without_torch_says_so_and_writes_table_figure_and_records(self, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
 

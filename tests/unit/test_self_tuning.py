@@ -132,6 +132,7 @@ def test_accelegrad_is_within_the_limit_from_every_wrong_distance(name, test, li
     assert np.max(counts(name, make, int(limit * best))) <= limit * best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ONE_A_FAMILY)
 def test_the_boosted_solver_is_within_the_limit_from_every_wrong_first_step(name):
     problem, best = convex()[name], best_tuned(name)
