@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import shutil
 import subprocess
 import sys
@@ -74,7 +75,8 @@ def stream(limit_mb: int, file_mb: int, each: Callable[[dict[str, float]], None]
         tenths: list[dict[str, float]] = []
         last: dict[str, float] = {}
         with tempfile.TemporaryFile() as errors:
-            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as child:
+            alone = os.environ | {"XLA_FLAGS": ""}  # flags of the parent could ask for more devices and their threads
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=alone) as child:
                 try:
                     for line in child.stdout or ():
                         last = json.loads(line)
@@ -118,6 +120,8 @@ def _memory() -> dict[str, float]:
 
 
 def _train(path: Path, limit_mb: int, batch: int) -> None:
+    # One core: the stacks of XLA's threads, one a core, count as memory of the process.
+    limits.set_threads(1)
     limits.set_memory_limit(limit_mb)
     import jax
     import jax.numpy as jnp

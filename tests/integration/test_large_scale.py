@@ -424,6 +424,7 @@ class TestConfig:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("single_precision", "standard_promotion")
 def test_the_quick_run_writes_its_results(tmp_path):
     from experiments import __main__ as command_line
 
