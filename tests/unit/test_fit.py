@@ -329,7 +329,6 @@ def test_a_json_lines_file_has_every_step_once_after_a_resumption(tmp_path):
 
 def test_event_files_hold_the_metrics(tmp_path):
     from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.record_writer import masked_crc32c  # noqa: F401  (the format is TFRecord: length, crc, data, crc)
 
     found = quiet(DeviceData(rows(), BATCH), epochs=2, callbacks=[tensorboard(tmp_path)])
     (path,) = tmp_path.glob("events*")
