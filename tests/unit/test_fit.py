@@ -172,6 +172,27 @@ def test_a_run_that_was_ended_continues_bit_for_bit(name, stop, tmp_path):
     assert [r.replayed for r in remember.records if r.kind == "eval"].count(True) == first.epochs
 
 
+@pytest.mark.parametrize("name", sources())
+def test_means_that_a_checkpoint_cuts_in_two_are_those_of_a_whole_run(name, tmp_path):
+    def run(checkpoint=None, callback=None):
+        data, options = sources()[name]
+        callbacks = [callback] if callback else []
+        found = quiet(
+            data, epochs=3, steps_per_call=1, log_every=5, checkpoint=checkpoint, callbacks=callbacks, **options
+        )
+        return [(record.step, record.epoch, record.metrics) for record in found.history]
+
+    def fail(record):
+        if record.kind == "train" and record.step == 10:
+            raise RuntimeError("killed")
+
+    whole = run()
+    with pytest.raises(RuntimeError, match="killed"):
+        run(Checkpoints(tmp_path, every=4), fail)
+    assert Checkpoints(tmp_path).latest() == 8
+    assert run(Checkpoints(tmp_path)) == whole[1:]
+
+
 def test_a_completed_run_is_not_trained_again(tmp_path):
     first, again = (quiet(DeviceData(rows(), BATCH), epochs=2, checkpoint=Checkpoints(tmp_path)) for _ in range(2))
     assert (again.status, again.steps, again.history) == ("completed", 20, [])
