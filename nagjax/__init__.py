@@ -24,6 +24,7 @@ from nagjax.answers import velocity as velocity
 from nagjax.averaging import primal_averaging as primal_averaging
 from nagjax.averaging import schedule_free as schedule_free
 from nagjax.compensation import compensate as compensate
+from nagjax.descent import clip_by_global_norm as clip_by_global_norm
 from nagjax.methods import agnes as agnes
 from nagjax.methods import fista as fista
 from nagjax.methods import item as item

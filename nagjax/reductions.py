@@ -1,7 +1,8 @@
 """Inner products and norms over whole trees.
 
 Every global scalar of nagjax goes through this pair. Under `jit` with sharded arrays the sums are global as they
-stand; inside `shard_map` or `pmap` a tree holds one shard only, so the sum over devices needs `axis_name`.
+stand; inside `shard_map` or `pmap` a tree holds one shard only, so the sum over devices needs `axis_name`. Where
+`shard_map` tracks which arrays differ between devices, those that do not count once.
 """
 
 import functools
@@ -27,16 +28,28 @@ def inner_product(a: PyTree, b: PyTree, axis_name: AxisName | None = None) -> ja
     Args:
         a: A tree of real or complex arrays; leaves that are absent (None, `optax.MaskedNode`) count as zero.
         b: A tree of the same structure.
-        axis_name: The mapped axis, or axes, over which the leaves are sharded; None where they are whole.
+        axis_name: The mapped axis, or axes, over which the leaves are sharded; None where they are whole. Under `pmap`
+            and `check_vma=False` all leaves must be.
 
     Returns:
         A scalar in float32, or float64 under `jax_enable_x64`.
     """
     pairs = zip(trees.leaves(a), trees.leaves(b), strict=True)
     products = [_leaf_product(left, right) for left, right in pairs if not trees.is_absent(left)]
+    if axis_name is None:
+        return _total(products)
+    index = jax.lax.axis_index(axis_name)
+    if not (tracked := jax.typeof(index).mat.varying):
+        return cast("jax.Array", jax.lax.psum(_total(products), axis_name))
+    parts: dict[frozenset[Any], list[jax.Array]] = {}
+    for product in products:
+        parts.setdefault(jax.typeof(product).mat.varying & tracked, []).append(product)
+    return _total([jax.lax.psum(_total(part), tuple(axes)) if axes else _total(part) for axes, part in parts.items()])
+
+
+def _total(products: list[jax.Array]) -> jax.Array:
     # One sum of a stack: a chain of additions takes longer to compile.
-    total = jnp.sum(jnp.stack([jnp.zeros((), scalar_dtype()), *products]))
-    return total if axis_name is None else cast("jax.Array", jax.lax.psum(total, axis_name))
+    return jnp.sum(jnp.stack([jnp.zeros((), scalar_dtype()), *products]))
 
 
 def inner_products(*pairs: tuple[PyTree, PyTree]) -> list[jax.Array]:

@@ -14,5 +14,5 @@ from nagjax.training.reports import Record as Record
 from nagjax.training.reports import early_stopping as early_stopping
 from nagjax.training.reports import jsonl as jsonl
 from nagjax.training.reports import tensorboard as tensorboard
-from nagjax.training.step import TrainState as TrainState
+from nagjax.training.state import TrainState as TrainState
 from nagjax.training.step import TrainStep as TrainStep

@@ -9,7 +9,10 @@ from nagjax import checks
 from nagjax.training.device_data import DeviceData
 from nagjax.training.loops import Carry, OverData, Repeated, Stacked
 from nagjax.training.metrics import Metrics
-from nagjax.training.step import TrainState, TrainStep
+from nagjax.training.prefetch import to_device
+from nagjax.training.sharding.layout import Layout
+from nagjax.training.state import TrainState
+from nagjax.training.step import TrainStep
 from nagjax.types import PyTree
 
 
@@ -29,7 +32,7 @@ class Epoch(Protocol):
         ...
 
 
-def compiled(step: TrainStep, *, steps_per_call: int = 1, donate: bool = True) -> Train:
+def compiled(step: TrainStep, *, steps_per_call: int = 1, donate: bool = True, layout: Layout | None = None) -> Train:
     """A compiled train step, or several in one call.
 
     A call of one step costs what Python and the dispatch of every array cost, a microsecond or more each; many steps a
@@ -41,6 +44,9 @@ def compiled(step: TrainStep, *, steps_per_call: int = 1, donate: bool = True) -
         steps_per_call: Number of steps n of a call, at least 1. For n > 1 every leaf of `batch` is a stack of n.
         donate: Whether the state given is overwritten, so that a step holds parameters, gradients and optimizer state
             once. The state given must then not be used again.
+        layout: Where arrays lie on a mesh of devices, such as `sharding.zero1(mesh)`; begin with `layout.init(step)`.
+            The state stays in its places. Batches of NumPy arrays are cut over the devices, in a run of several
+            processes each giving its own part of the batch; arrays of JAX lie as `layout.batch` says, or are moved.
 
     Returns:
         `train(state, batch, metrics=None) -> (state, metrics)`. Metrics are sums on the device, from 0 or from those
@@ -61,30 +67,39 @@ def compiled(step: TrainStep, *, steps_per_call: int = 1, donate: bool = True) -
     """
     checks.whole("compiled", "steps_per_call", steps_per_call, 1, "1 dispatches every step by itself")
     if steps_per_call > 1:
-        stacked = Stacked(step, steps_per_call, donate=donate)
+        stacked = Stacked(step, steps_per_call, layout, donate=donate)
 
         def train_stack(state: TrainState, batch: PyTree, metrics: Metrics | None = None) -> Carry:
             _check_stacked(batch, steps_per_call)
+            batch = batch if layout is None else _placed(batch, layout.stack)
             zeros = stacked.start(state, lambda: jax.tree.map(_first, batch))
             return stacked(state, zeros if metrics is None else metrics, batch)
 
         return train_stack
 
-    repeated = Repeated(step, donate=donate)
+    repeated = Repeated(step, layout, donate=donate)
 
     def one(state: TrainState, metrics: Metrics, batch: PyTree) -> Carry:
         return repeated.one((state, metrics), batch)
 
-    program: Any = jax.jit(one, donate_argnums=repeated.donated)
+    program = repeated.program(one)
 
     def train(state: TrainState, batch: PyTree, metrics: Metrics | None = None) -> Carry:
+        batch = batch if layout is None else _placed(batch, layout.batch)
         zeros = repeated.start(state, lambda: batch)
         return program(state, zeros if metrics is None else metrics, batch)
 
     return train
 
 
-def compiled_epoch(step: TrainStep, data: DeviceData, *, steps: int | None = None, donate: bool = True) -> Epoch:
+def compiled_epoch(
+    step: TrainStep,
+    data: DeviceData,
+    *,
+    steps: int | None = None,
+    donate: bool = True,
+    layout: Layout | None = None,
+) -> Epoch:
     """An epoch, or a number of steps, over data on the device as one program that also draws its batches.
 
     The batches are those of the steps `state.step`, `state.step + 1`, ... of `data`, into the next epoch where they
@@ -95,6 +110,7 @@ def compiled_epoch(step: TrainStep, data: DeviceData, *, steps: int | None = Non
         data: The data.
         steps: Steps of a call, from 1 to `data.steps_per_epoch`, which is the default.
         donate: As in `compiled`.
+        layout: As in `compiled`; the data lies whole on every device, `DeviceData(..., sharding=layout.whole)`.
 
     Returns:
         `epoch(state, metrics=None) -> (state, metrics)`, as in `compiled`.
@@ -117,13 +133,22 @@ def compiled_epoch(step: TrainStep, data: DeviceData, *, steps: int | None = Non
     checks.whole("compiled_epoch", "steps", count, 1, "None takes a whole epoch")
     checks.at_most("compiled_epoch", "steps", count, "the steps of an epoch", whole, "call it once an epoch")
 
-    loop = OverData(step, data, donate=donate)
+    loop = OverData(step, data, layout, donate=donate)
 
     def epoch(state: TrainState, metrics: Metrics | None = None) -> Carry:
         zeros = loop.start(state, lambda: loop.example(state))
         return loop(state, zeros if metrics is None else metrics, count)
 
     return epoch
+
+
+def _placed(batch: PyTree, place: jax.sharding.Sharding) -> PyTree:
+    """A batch whose arrays of the host are on the devices."""
+
+    def placed(leaf: Any) -> Any:
+        return leaf if isinstance(leaf, jax.Array) else to_device(leaf, place)
+
+    return jax.tree.map(placed, batch)
 
 
 def _first(leaf: Any) -> Any:

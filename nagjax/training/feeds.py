@@ -17,7 +17,9 @@ from nagjax.training.device_data import DeviceData
 from nagjax.training.loops import Carry, OverData
 from nagjax.training.metrics import Metrics
 from nagjax.training.prefetch import Prefetch, own, to_device
-from nagjax.training.step import TrainState, TrainStep
+from nagjax.training.sharding.layout import Layout
+from nagjax.training.state import TrainState
+from nagjax.training.step import TrainStep
 from nagjax.types import PyTree
 
 DEFAULT_STEPS = 100  # of one call on data on the device, where that is soon done
@@ -55,13 +57,13 @@ class Feed(Protocol):
 class DeviceFeed:
     """Data on the device, whose batches the step counter of the state determines."""
 
-    def __init__(self, step: TrainStep, data: DeviceData, steps_per_call: int | None) -> None:
+    def __init__(self, step: TrainStep, data: DeviceData, steps_per_call: int | None, layout: Layout | None) -> None:
         self.steps_per_epoch: int | None = data.steps_per_epoch
         self.batches: int | None = data.steps_per_epoch
         self._data = data
-        self._loop = OverData(step, data, donate=True)
+        self._loop = OverData(step, data, layout, donate=True)
         self._most = min(steps_per_call or DEFAULT_STEPS, data.steps_per_epoch)
-        self._adapts = steps_per_call is None
+        self._adapts = steps_per_call is None and jax.process_count() == 1  # all processes make the same calls
 
     def describe(self) -> dict[str, Any]:
         """As in `Feed`."""
@@ -97,12 +99,17 @@ class StreamFeed:
     """
 
     def __init__(
-        self, step: TrainStep, data: Iterable[PyTree], steps_per_call: int | None, steps_per_epoch: int | None
+        self,
+        step: TrainStep,
+        data: Iterable[PyTree],
+        steps_per_call: int | None,
+        steps_per_epoch: int | None,
+        layout: Layout | None,
     ) -> None:
         self.steps_per_epoch = steps_per_epoch
         length = len(data) if isinstance(data, Sized) else None
         self.batches = length if steps_per_epoch is None else steps_per_epoch
-        self._step, self._data, self._most = step, data, steps_per_call or 1
+        self._step, self._data, self._most, self._layout = step, data, steps_per_call or 1, layout
         self._programs: dict[int, Train] = {}
         self._batches: Prefetch | None = None
         self._taken = 0  # batches of this pass
@@ -161,11 +168,13 @@ class StreamFeed:
         if not batches:
             raise StopIteration
         batch: PyTree = batches[0] if len(batches) == 1 else jax.tree.map(_stacked, *batches)
-        return len(batches), to_device(batch)
+        if self._layout is None:
+            return len(batches), to_device(batch)
+        return len(batches), to_device(batch, self._layout.batch if len(batches) == 1 else self._layout.stack)
 
     def _call(self, count: int, batch: PyTree, state: TrainState, metrics: Metrics | None) -> Carry:
         if count not in self._programs:
-            self._programs[count] = compiled(self._step, steps_per_call=count)
+            self._programs[count] = compiled(self._step, steps_per_call=count, layout=self._layout)
         return self._programs[count](state, batch, metrics)
 
 

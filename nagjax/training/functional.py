@@ -9,7 +9,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from nagjax import checks
+from nagjax.reductions import AxisName
 from nagjax.scalars import scalar_dtype
+from nagjax.training.gradients import mean, varying
 from nagjax.training.precision import cast_floating
 from nagjax.types import PyTree
 
@@ -25,7 +27,8 @@ class Functional(Protocol):
     """A model whose variables are held outside of it.
 
     `params` are trained; `rest` is what else the model needs, and what changes from call to call. Both are the values
-    at the start.
+    at the start. Over an `axis_name` each device draws random numbers of its own, and has `rest` in common with the
+    others between steps.
     """
 
     params: PyTree
@@ -33,6 +36,14 @@ class Functional(Protocol):
 
     def loss(self, params: PyTree, rest: PyTree, batch: PyTree) -> tuple[jax.Array, tuple[PyTree, Values]]:
         """(loss, (rest after the call, values to report))."""
+        ...
+
+    def local(self, rest: PyTree) -> PyTree:
+        """`rest` for use on this device."""
+        ...
+
+    def shared(self, rest: PyTree) -> PyTree:
+        """`rest` in common again."""
         ...
 
     def merge(self, params: PyTree, rest: PyTree) -> Model:
@@ -43,8 +54,16 @@ class Functional(Protocol):
 class Module:
     """A Flax nnx module; `rest` is a pair: the parameters that the filter `wrt` does not pass, and other variables."""
 
-    def __init__(self, function: str, model: nnx.Module, loss_fn: LossFn, wrt: Any, dtype: DTypeLike | None) -> None:
-        self._function, self._loss_fn, self._dtype = function, loss_fn, dtype
+    def __init__(
+        self,
+        function: str,
+        model: nnx.Module,
+        loss_fn: LossFn,
+        wrt: Any,
+        dtype: DTypeLike | None,
+        axis_name: AxisName | None,
+    ) -> None:
+        self._function, self._loss_fn, self._dtype, self._axis = function, loss_fn, dtype, axis_name
         model = nnx.clone(model)
         nnx.pop(model, nnx.Intermediate)
         self._filters = (wrt, nnx.Param, ...)
@@ -58,7 +77,7 @@ class Module:
         """`loss_fn(model, batch)` on a model of these variables, parameters and batch in the dtype to compute in."""
         frozen, others = rest
         params, used, batch = (cast_floating(tree, self._dtype) for tree in (params, frozen, batch))
-        model = self.merge(params, (used, others))
+        model = self.merge(params, (used, _own_keys(others, self._axis)))
         loss, values = _scalars(self._function, self._loss_fn(model, batch))
         nnx.pop(model, nnx.Intermediate)  # what layers sow is for this call alone
         new = nnx.as_pure(cast("Any", nnx.split(model, *self._filters))[-1])
@@ -66,7 +85,17 @@ class Module:
             remedy = "make them when the model is built"
             found = f"{jax.tree.structure(new)} instead of {jax.tree.structure(others)}"
             checks.reject(self._function, "loss_fn", "a function that adds no variables to the model", found, remedy)
-        return loss, ((frozen, jax.tree.map(_in_dtype_of, others, new)), values)
+        return loss, ((frozen, jax.tree.map(_carried, others, new)), values)
+
+    def local(self, rest: PyTree) -> PyTree:
+        """Statistics are those of the device's own examples."""
+        frozen, others = rest
+        return frozen, _map_floating(varying, others, self._axis)
+
+    def shared(self, rest: PyTree) -> PyTree:
+        """Statistics are means over devices."""
+        frozen, others = rest
+        return frozen, _map_floating(mean, others, self._axis)
 
     def merge(self, params: PyTree, rest: PyTree) -> nnx.Module:
         """A module with these variables."""
@@ -78,9 +107,15 @@ class Plain:
     """A tree of arrays and a loss of it; `rest` is the key of the random numbers to come, or empty."""
 
     def __init__(
-        self, function: str, params: PyTree, loss_fn: LossFn, key: jax.Array | None, dtype: DTypeLike | None
+        self,
+        function: str,
+        params: PyTree,
+        loss_fn: LossFn,
+        key: jax.Array | None,
+        dtype: DTypeLike | None,
+        axis_name: AxisName | None,
     ) -> None:
-        self._function, self._loss_fn, self._dtype = function, loss_fn, dtype
+        self._function, self._loss_fn, self._dtype, self._axis = function, loss_fn, dtype, axis_name
         self.params: PyTree = params
         self.rest: PyTree = () if key is None else key
         leaves = jax.tree.leaves(params)
@@ -92,8 +127,16 @@ class Plain:
         """`loss_fn(params, batch)`, or `loss_fn(params, batch, key)` with a new key."""
         params, batch = (cast_floating(tree, self._dtype) for tree in (params, batch))
         keys: tuple[jax.Array, ...] = () if isinstance(rest, tuple) else tuple(jax.random.split(rest))
-        loss, values = _scalars(self._function, self._loss_fn(params, batch, *keys[1:]))
+        loss, values = _scalars(self._function, self._loss_fn(params, batch, *_own_keys(keys[1:], self._axis)))
         return loss, (keys[0] if keys else (), values)
+
+    def local(self, rest: PyTree) -> PyTree:
+        """The key, or nothing."""
+        return rest
+
+    def shared(self, rest: PyTree) -> PyTree:
+        """The key, or nothing."""
+        return rest
 
     def merge(self, params: PyTree, rest: PyTree) -> PyTree:
         """The parameters."""
@@ -119,6 +162,32 @@ def _scalars(function: str, result: Any) -> tuple[jax.Array, Values]:
     return scalars[LOSS], jax.lax.stop_gradient(scalars)
 
 
-def _in_dtype_of(old: jax.Array, new: jax.Array) -> jax.Array:
-    """A variable of the model that was computed in another floating dtype, as a loop needs it."""
+def _own_keys(tree: PyTree, axis_name: AxisName | None) -> PyTree:
+    """The tree with keys that are different on each device."""
+    if axis_name is None:
+        return tree
+
+    def own(leaf: jax.Array) -> jax.Array:
+        return jax.random.fold_in(leaf, jax.lax.axis_index(axis_name)) if _is_key(leaf) else leaf
+
+    return jax.tree.map(own, tree)
+
+
+def _map_floating(
+    function: Callable[[jax.Array, AxisName | None], jax.Array], tree: PyTree, axis_name: AxisName | None
+) -> PyTree:
+    def mapped(leaf: jax.Array) -> jax.Array:
+        return function(leaf, axis_name) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(mapped, tree)
+
+
+def _carried(old: jax.Array, new: jax.Array) -> jax.Array:
+    """A variable after a call as a loop needs it: a key as it was, other ones in their dtype."""
+    if _is_key(old):
+        return old
     return new.astype(old.dtype) if jnp.issubdtype(old.dtype, jnp.floating) else new
+
+
+def _is_key(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))

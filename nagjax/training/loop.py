@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Unpack, cast
@@ -18,8 +19,10 @@ from nagjax.training.functional import LossFn, Model
 from nagjax.training.progress import Progress, formatted
 from nagjax.training.reports import Callback, Record
 from nagjax.training.run import EvalFn, Evaluation, Run
+from nagjax.training.sharding.layout import Layout
 from nagjax.training.signals import Interrupts
-from nagjax.training.step import Point, StepOptions, TrainState, TrainStep
+from nagjax.training.state import Point, StepOptions, TrainState
+from nagjax.training.step import TrainStep
 from nagjax.types import PyTree
 
 
@@ -72,6 +75,7 @@ def fit(
     progress: bool = True,
     log_every: int = 100,
     steps_per_call: int | None = None,
+    layout: Layout | None = None,
     **options: Unpack[StepOptions],
 ) -> Fit:
     """Trains a model.
@@ -104,6 +108,11 @@ def fit(
         log_every: Steps from one "train" record to the next, at least 1, in whole calls; an epoch's end is one too.
         steps_per_call: Steps that one call of the compiled program takes, at least 1. By default 1 for an iterable, and
             for data on the device as many as take about a second, at most 100. Signals act between calls.
+        layout: Where arrays lie on a mesh of devices, such as `sharding.zero1(mesh)`, for many devices or processes. A
+            `DeviceData` then lies whole on every device, `sharding=layout.whole`; an iterable gives NumPy arrays, and
+            in a run of several processes each reads its own part of every batch. There all processes make the same
+            calls: 100 steps by default for data on the device; signals act at the next "train" record; and the model
+            for `eval_fn` is one of global arrays.
         options: Those of `TrainStep`: `wrt`, `key`, `accumulate`, `compute_dtype`, `loss_scale`, `nonfinite`.
 
     Returns:
@@ -136,11 +145,14 @@ def fit(
         if steps_per_epoch is not None:
             remedy = "an epoch goes once through them"
             checks.reject(name, "steps_per_epoch", "None for data on the device", steps_per_epoch, remedy)
-        feed: Feed = DeviceFeed(step, data, steps_per_call)
+        feed: Feed = DeviceFeed(step, data, steps_per_call, layout)
     else:
         _check_batches(data, epochs, steps_per_epoch)
-        feed = StreamFeed(step, data, steps_per_call, steps_per_epoch)
-    start = step.init() if state is None else _adopted(step, state)
+        feed = StreamFeed(step, data, steps_per_call, steps_per_epoch, layout)
+    fresh = step.init if layout is None else functools.partial(layout.init, step)
+    start = fresh() if state is None else _adopted(step, state)
+    if state is not None and layout is not None:
+        start = cast("TrainState", jax.device_put(start, layout.of(step)))
     run = Run(step, feed, start, epochs, log_every, checkpoint, config, callbacks)
     evaluation = None if eval_fn is None else Evaluation(eval_fn, eval_every, eval_at)
     with contextlib.nullcontext() if checkpoint is None else checkpoint:

@@ -10,7 +10,10 @@ import numpy as np
 from nagjax.training.convolutions import slow_in_loops
 from nagjax.training.device_data import DeviceData
 from nagjax.training.metrics import Metrics
-from nagjax.training.step import TrainState, TrainStep
+from nagjax.training.sharding.layout import Layout
+from nagjax.training.sharding.placement import constrained, pinned
+from nagjax.training.state import TrainState
+from nagjax.training.step import TrainStep
 from nagjax.types import PyTree
 
 Carry = tuple[TrainState, Metrics]
@@ -19,10 +22,12 @@ Carry = tuple[TrainState, Metrics]
 class Repeated:
     """A step whose metrics are summed; `start` must see a state before the first call."""
 
-    def __init__(self, step: TrainStep, *, donate: bool) -> None:
+    def __init__(self, step: TrainStep, layout: Layout | None, *, donate: bool) -> None:
         self._step: Any = jax.jit(step, inline=True)  # traced once, whatever program it is part of
         self._zeros: Metrics | None = None
-        self.donated = (0,) if donate else ()
+        self._layout = layout
+        self._places = None if layout is None else (layout.of(step), layout.whole)
+        self._donated = (0,) if donate else ()
         self.in_loops = True
 
     @property
@@ -33,14 +38,23 @@ class Repeated:
     def start(self, state: TrainState, example: Callable[[], PyTree]) -> Metrics:
         """The metrics of no step; the first time a batch is made and the step traced."""
         if self._zeros is None:
-            traced = self._step.trace(state, example())
+            traced = self._step.trace(*jax.tree.map(_shape, (state, example())))
             self.in_loops = not slow_in_loops(traced.jaxpr)
             self._zeros = Metrics.zeros(traced.out_info[1])
         return self._zeros
 
+    def program(self, function: Callable[..., Any], *, more: int = 0) -> Any:
+        """A compiled function of a state and more, which returns a carry and `more` small trees."""
+        if self._layout is None or self._places is None:
+            return jax.jit(function, donate_argnums=self._donated)
+        places = (*self._places, *(self._layout.whole for _ in range(more)))
+        return pinned(function, places, donate_argnums=self._donated)
+
     def one(self, carry: Carry, batch: PyTree) -> Carry:
         """One more step."""
         state, metrics = carry
+        if self._layout is not None:
+            batch = constrained(batch, self._layout.batch)
         state, values = self._step(state, batch)
         return state, metrics.add(values)
 
@@ -48,11 +62,10 @@ class Repeated:
 class Stacked(Repeated):
     """Steps over the batches of a stack."""
 
-    def __init__(self, step: TrainStep, count: int, *, donate: bool) -> None:
-        super().__init__(step, donate=donate)
+    def __init__(self, step: TrainStep, count: int, layout: Layout | None, *, donate: bool) -> None:
+        super().__init__(step, layout, donate=donate)
         self._count = count
-        self._loop: Any = jax.jit(self._scan, donate_argnums=self.donated)
-        self._single: Any = jax.jit(self._nth, donate_argnums=self.donated)
+        self._loop, self._single = self.program(self._scan), self.program(self._nth)
 
     def __call__(self, state: TrainState, metrics: Metrics, stack: PyTree) -> Carry:
         """Steps over the whole stack."""
@@ -82,14 +95,13 @@ class Order(NamedTuple):
 class OverData(Repeated):
     """Any number of steps, up to an epoch, over data on the device; one compilation for all numbers."""
 
-    def __init__(self, step: TrainStep, data: DeviceData, *, donate: bool) -> None:
-        super().__init__(step, donate=donate)
+    def __init__(self, step: TrainStep, data: DeviceData, layout: Layout | None, *, donate: bool) -> None:
+        super().__init__(step, layout, donate=donate)
         self._data = data
         rows = np.zeros((data.steps_per_epoch, data.batch_size), np.int32)
         self._order = Order(cast("Any", np.int32(-1)), cast("Any", rows))
-        self._loop: Any = jax.jit(self._run, donate_argnums=self.donated)
+        self._loop, self._single = self.program(self._run, more=1), self.program(self._nth)
         self._draw_rows: Any = jax.jit(self._draw)
-        self._single: Any = jax.jit(self._nth, donate_argnums=self.donated)
 
     def example(self, state: TrainState) -> PyTree:
         """The shapes of a batch."""
@@ -143,6 +155,11 @@ class OverData(Repeated):
         after = cast("jax.Array", jax.lax.cond(crosses, following, present))
         rows = jax.lax.dynamic_slice_in_dim(jnp.concatenate([now, after]), start, whole)
         return rows, Order(epoch + crosses.astype(jnp.int32), after)
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype alone: where an array lies does not matter to the trace."""
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
 
 
 def nth(stack: PyTree, index: Any) -> PyTree:

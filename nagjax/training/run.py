@@ -17,7 +17,8 @@ from nagjax.training.metrics import Metrics
 from nagjax.training.progress import Progress
 from nagjax.training.reports import Callback, Kind, Record
 from nagjax.training.signals import Interrupts
-from nagjax.training.step import Point, TrainState, TrainStep
+from nagjax.training.state import Point, TrainState
+from nagjax.training.step import TrainStep
 
 EvalFn = Callable[[Model], Mapping[str, Any]]
 COMPLETED = "completed"
@@ -106,6 +107,7 @@ class Run:
                 metrics = self._evaluate(evaluation)
                 self.evaluation_seconds += time.perf_counter() - began
             shown.epoch(self.epoch, self.done, self.history)
+            interrupts.agree()
             if self.checkpoint is not None:
                 wanted = self.checkpoint.best is not None and self.checkpoint.best in metrics
                 if wanted or self.checkpoint.due(self.done):
@@ -127,6 +129,7 @@ class Run:
             if self.done - self._logged >= self.log_every:
                 self._log()
                 self._fetch(leave=1)
+                interrupts.agree()
             self._heed(interrupts)
             if self.checkpoint is not None and self.checkpoint.due(self.done):
                 self._save({})

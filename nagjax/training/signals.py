@@ -7,6 +7,10 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _MESSAGE = b"\nEnding after the current call; once more to end at once.\n"  # begins a line: a bar may be shown
 _STANDARD_ERROR = 2
@@ -15,11 +19,14 @@ _STANDARD_ERROR = 2
 class Interrupts:
     """While entered, the first SIGINT or SIGTERM is noted in `received`; a second one acts at once.
 
-    Outside the main thread, where Python allows no handlers, nothing is noted.
+    Outside the main thread, where Python allows no handlers, nothing is noted. In a run of several processes the signal
+    of one is received by all, at the next `agree`, so that they end after the same step.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._noted = 0
+        self._alone = jax.process_count() == 1
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupts":
@@ -34,6 +41,12 @@ class Interrupts:
         """Give the handlers back."""
         self._restore()
 
+    def agree(self) -> None:
+        """Tell the other processes of a signal, and hear of theirs; all call this after the same step."""
+        if not self._alone:
+            noted: Any = multihost_utils.process_allgather(np.int32(self._noted))
+            self.received = int(noted.max()) or None
+
     def leave(self) -> NoReturn:
         """Ends the program as the signal asks: KeyboardInterrupt, or the exit code 143 of SIGTERM."""
         self._restore()
@@ -42,7 +55,9 @@ class Interrupts:
         raise SystemExit(128 + signal.SIGTERM)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
+        self._noted = number
+        if self._alone:
+            self.received = number
         self._restore()
         # The signal may have come within a write to sys.stderr, which cannot be entered again.
         with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
 """One training step as a pure function of state and batch."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypedDict, cast, get_args
+from typing import Any, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,35 +10,14 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from nagjax import answers, checks, trees
+from nagjax.reductions import AxisName
 from nagjax.scalars import scalar_dtype
 from nagjax.training.convolutions import slow_in_loops
 from nagjax.training.functional import LOSS, OVERFLOWED, SKIPPED, Functional, LossFn, Model, Module, Plain, Values
+from nagjax.training.gradients import check_axis, mean, mean_loss, varying
 from nagjax.training.precision import LossScale, all_finite
+from nagjax.training.state import NonFinite, Point, TrainState
 from nagjax.types import PyTree
-
-NonFinite = Literal["ignore", "skip", "restart", "stop"]
-Point = Literal["answer", "params"]
-
-
-class TrainState(NamedTuple):
-    """What one step hands to the next: a pure tree of arrays, usable as a `lax.scan` carry and with donation."""
-
-    params: PyTree  # y, where gradients are taken
-    rest: PyTree  # the model's other variables: BatchNorm statistics, keys and counts of random numbers, ...
-    opt_state: PyTree
-    step: jax.Array  # batches seen; int32, shape ()
-    scaling: LossScale | None
-
-
-class StepOptions(TypedDict, total=False):
-    """The keyword arguments of `TrainStep`, which `fit` passes on."""
-
-    wrt: Any
-    key: jax.Array | None
-    accumulate: int
-    compute_dtype: DTypeLike | None
-    loss_scale: float | None
-    nonfinite: NonFinite
 
 
 class TrainStep:
@@ -75,6 +54,9 @@ class TrainStep:
         nonfinite: What happens at a gradient with NaN or infinity. "ignore": it reaches optimizer and parameters.
             "skip": parameters, optimizer and model keep their values. "restart": the same, and momentum is reset.
             "stop": as "skip", and `fit` ends.
+        axis_name: Axis of `jax.pmap` or `jax.shard_map` inside which the step is called, with other examples and equal
+            states on all devices. Gradients, values to report and floating variables of the model (BatchNorm) are then
+            means over it, and every device draws random numbers of its own. None under `jit`, sharded or not.
 
     Raises:
         TypeError: An argument is of a wrong type.
@@ -103,6 +85,7 @@ class TrainStep:
         compute_dtype: DTypeLike | None = None,
         loss_scale: float | None = None,
         nonfinite: NonFinite = "ignore",
+        axis_name: AxisName | None = None,
     ) -> None:
         name = "TrainStep"
         if not callable(loss_fn):
@@ -118,14 +101,32 @@ class TrainStep:
         if isinstance(model, nnx.Module) and key is not None:
             checks.reject(name, "key", "None for an nnx module", "a key", "its layers draw from its own nnx.Rngs")
         self._model: Functional = (
-            Module(name, model, loss_fn, wrt, compute_dtype)
+            Module(name, model, loss_fn, wrt, compute_dtype, axis_name)
             if isinstance(model, nnx.Module)
-            else Plain(name, model, loss_fn, key, compute_dtype)
+            else Plain(name, model, loss_fn, key, compute_dtype, axis_name)
         )
         self.tx = optax.with_extra_args_support(tx)
         self.accumulate = accumulate
         self.loss_scale = loss_scale
         self.nonfinite = nonfinite
+        self.axis_name = axis_name
+
+    @property
+    def params(self) -> PyTree:
+        """The parameters at the start."""
+        return self._model.params
+
+    @property
+    def rest(self) -> PyTree:
+        """The model's other variables at the start."""
+        return self._model.rest
+
+    def starting(self, params: PyTree, rest: PyTree) -> TrainState:
+        """The state before the first step from these variables, which it may hold as they are."""
+        state = TrainState(params, rest, self.tx.init(params), jnp.int32(0), self.init_scaling())
+        if self.nonfinite == "restart":
+            jax.eval_shape(answers.reset_momentum, state.opt_state)
+        return _strong(state)
 
     def init(self) -> TrainState:
         """The state before the first step, in buffers of its own, which may be donated.
@@ -133,12 +134,8 @@ class TrainStep:
         Raises:
             ValueError: `nonfinite` is "restart" and the optimizer has no momentum.
         """
-        params, rest = self._model.params, self._model.rest
-        state = TrainState(params, rest, self.tx.init(params), jnp.int32(0), self.init_scaling())
-        if self.nonfinite == "restart":
-            jax.eval_shape(answers.reset_momentum, state.opt_state)
         # No buffer twice, and none of the model's.
-        taken = {id(leaf) for leaf in jax.tree.leaves((params, rest))}
+        taken = {id(leaf) for leaf in jax.tree.leaves((self.params, self.rest))}
 
         def own(leaf: jax.Array) -> jax.Array:
             if id(leaf) in taken:
@@ -146,7 +143,7 @@ class TrainStep:
             taken.add(id(leaf))
             return leaf
 
-        return _strong(jax.tree.map(own, state))
+        return jax.tree.map(own, self.starting(self.params, self.rest))
 
     def init_scaling(self) -> LossScale | None:
         """The scale of the loss before the first step."""
@@ -168,14 +165,20 @@ class TrainStep:
             ValueError: The loss or a value to report is no scalar, or `accumulate` does not divide the batch.
         """
         parts = batch if self.accumulate == 1 else jax.tree.map(self._split, batch)
-        (values, grads), rest = self._mean(self._gradient(state), state.rest, parts)
+        axis_name = self.axis_name
+        check_axis("TrainStep", axis_name)
+        before = self._model.local(state.rest)
+        own, rest = self._mean(self._gradient(state, varying(state.params, axis_name)), before, parts)
+        (values, grads), rest = mean(varying(own, axis_name), axis_name), self._model.shared(rest)
 
-        def value_fn(params: PyTree) -> jax.Array:
+        def value_of(params: PyTree) -> jax.Array:
             def loss(rest: PyTree, part: PyTree) -> tuple[jax.Array, PyTree]:
                 value, (rest, _) = self._model.loss(params, rest, part)
                 return value, rest
 
-            return self._mean(loss, state.rest, parts)[0]
+            return self._mean(loss, before, parts)[0]
+
+        value_fn = mean_loss(value_of, axis_name)
 
         def update() -> tuple[PyTree, PyTree, PyTree]:
             updates, opt_state = self.tx.update(
@@ -224,10 +227,12 @@ class TrainStep:
         if at not in get_args(Point):
             checks.reject("TrainStep.model", "at", f"one of {get_args(Point)}", at, "'answer' is what to deploy")
         has_answer = at == "answer" and answers.has_answer(state.opt_state)
-        params = answers.eval_params(state.params, state.opt_state) if has_answer else state.params
+        params = state.params
+        if has_answer:
+            params = jax.tree.map(_placed_like, answers.eval_params(params, state.opt_state), params)
         return self._model.merge(*jax.tree.map(jnp.copy, (params, state.rest)))
 
-    def _gradient(self, state: TrainState) -> Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]:
+    def _gradient(self, state: TrainState, params: PyTree) -> Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]:
         scaling = state.scaling
 
         def objective(params: PyTree, rest: PyTree, part: PyTree) -> tuple[jax.Array, tuple[PyTree, Values]]:
@@ -235,7 +240,7 @@ class TrainStep:
             return loss if scaling is None else loss * scaling.scale.astype(loss.dtype), aux
 
         def gradient(rest: PyTree, part: PyTree) -> tuple[PyTree, PyTree]:
-            grads, (rest, values) = cast("Any", jax.grad(objective, has_aux=True))(state.params, rest, part)
+            grads, (rest, values) = cast("Any", jax.grad(objective, has_aux=True))(params, rest, part)
             return (values, grads if scaling is None else scaling.unscale(grads)), rest
 
         return gradient
@@ -276,6 +281,12 @@ class TrainStep:
             condition = f"a divisor of the batch, whose first axis has shape {leaf.shape[:1]}"
             checks.reject("TrainStep", "accumulate", condition, self.accumulate, remedy)
         return leaf.reshape(self.accumulate, leaf.shape[0] // self.accumulate, *leaf.shape[1:])
+
+
+def _placed_like(answer: jax.Array, params: jax.Array) -> jax.Array:
+    """The answer where the parameters are: buffers that it was made from may be cut over more axes."""
+    committed: bool = getattr(params, "committed", False)  # which no tracer is
+    return jax.device_put(answer, params.sharding) if committed and answer.sharding != params.sharding else answer
 
 
 def _strong(tree: PyTree) -> PyTree:

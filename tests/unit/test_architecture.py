@@ -86,7 +86,7 @@ def test_import_loads_neither_flax_nor_the_lazy_modules_nor_a_device():
 
 def test_the_public_surface_is_the_designed_one():
     types = "Coefficients Momentum Restart Storage"
-    surface = "accelerate compensate eval_params reset_momentum rescale_momentum velocity"
+    surface = "accelerate clip_by_global_norm compensate eval_params reset_momentum rescale_momentum velocity"
     methods = "nesterov fista ogm triple_momentum item acfgm adgd accelegrad agnes mass nadamw adan"
     averaging = "schedule_free primal_averaging"
     modules = "conventions momentum outer restart schedules storage proximal"

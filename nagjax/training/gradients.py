@@ -1,0 +1,197 @@
+"""The mean loss over devices, whose gradient is the mean gradient however the devices are mapped."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import jax
+from jax import lax
+
+from nagjax import checks
+from nagjax.reductions import AxisName
+from nagjax.types import PyTree
+
+# The transpose of a mean over devices is another thing under `shard_map` (which tracks what differs between devices)
+# than under `pmap` and `check_vma=False` (which do not). So neither mean below is ever transposed: each has the
+# backward pass written beside it, and both are right in all of them.
+
+
+def mean_loss(
+    loss_fn: Callable[..., Any], axis_name: AxisName | None = None, *, has_aux: bool = False
+) -> Callable[..., Any]:
+    """The mean of a loss over devices, whose gradient in its first argument is the mean of their gradients.
+
+    It is the same under `jax.pmap`, `jax.shard_map` with and without `check_vma`, and `jax.vmap`, where `pmean` of a
+    gradient and the gradient of a `pmean` are each wrong in some, by the factor of the number of devices or by not
+    being a mean at all.
+
+    Args:
+        loss_fn: `loss_fn(params, *args) -> loss`, a scalar: the mean over the examples of this device, without
+            communication; or `(loss, aux)`. Examples are to be spread evenly.
+        axis_name: The mapped axis, or axes, with other examples on each device and equal parameters. None under
+            `jit`, where arrays are global and `loss_fn` is returned as it is, but for the check.
+        has_aux: Whether `loss_fn` returns `aux` too: a tree of floating-point arrays to average.
+
+    Returns:
+        A function of the arguments of `loss_fn`.
+
+    Raises:
+        ValueError: When it is traced: `axis_name` is not a mapped axis; or, where `shard_map` tracks it, the
+            parameters differ over the axis, the loss does not, or the loss differs over an axis that is not named,
+            over which JAX would sum the gradients.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from nagjax.training import sharding
+        >>> loss = sharding.mean_loss(lambda w, x: jnp.mean((x - w) ** 2), "data")
+        >>> batch = jnp.arange(6.0).reshape(3, 2)
+        >>> grads = jax.vmap(jax.grad(loss), (None, 0), axis_name="data")(jnp.float32(1), batch)
+        >>> grads.tolist() == [-3.0, -3.0, -3.0]
+        True
+    """
+
+    def mean_fn(params: PyTree, *args: Any) -> Any:
+        name = "sharding.mean_loss"
+        check_axis(name, axis_name)
+        local = params if axis_name is None else _local(axis_name, params)
+        result = loss_fn(local, *args)
+        loss: jax.Array = result[0] if has_aux else result
+        _check_loss(name, params, loss, axis_name)
+        if axis_name is None:
+            return result
+        _check_examples(name, loss_fn, axis_name, params, *args)
+        mean_of_losses = _mean_of_local(axis_name, loss)
+        return (mean_of_losses, mean(varying(result[1], axis_name), axis_name)) if has_aux else mean_of_losses
+
+    return mean_fn
+
+
+def value_and_grad(
+    loss_fn: Callable[..., Any], axis_name: AxisName | None = None, *, has_aux: bool = False
+) -> Callable[..., Any]:
+    """`jax.value_and_grad` of `mean_loss`: the mean loss over devices and its gradient; arguments as there."""
+    return jax.value_and_grad(mean_loss(loss_fn, axis_name, has_aux=has_aux), has_aux=has_aux)
+
+
+def mean(tree: PyTree, axis_name: AxisName | None) -> PyTree:
+    """The mean of a tree over devices that hold different values of it, such as gradients of their own examples.
+
+    Args:
+        tree: Floating-point arrays.
+        axis_name: The mapped axis, or axes; None returns the tree as it is.
+
+    Returns:
+        The mean, equal on all devices.
+
+    Raises:
+        ValueError: When it is traced: `axis_name` is not a mapped axis; or, where `shard_map` tracks it, an array is
+            the same on all devices. A gradient is where JAX has summed it already, and its mean would be too large by
+            the number of devices.
+    """
+    if axis_name is None:
+        return tree
+    check_axis("sharding.mean", axis_name)
+    tracked = _varying(lax.axis_index(axis_name))
+    for path, leaf in cast("Any", jax.tree_util.tree_leaves_with_path(tree)):
+        if same := sorted(tracked - _varying(leaf)):
+            remedy = "take gradients with sharding.value_and_grad; JAX has summed these over the axis already"
+            found = f"the same on all of {', '.join(map(repr, same))} at {jax.tree_util.keystr(path) or 'the array'}"
+            checks.reject("sharding.mean", "tree", "different on different devices", found, remedy)
+    return lax.pmean(tree, axis_name)
+
+
+def varying(tree: PyTree, axis_name: AxisName | None) -> PyTree:
+    """The tree, marked as different on each device: gradients taken at it are those of the device alone."""
+    if axis_name is None:
+        return tree
+    tracked = _varying(lax.axis_index(axis_name))
+
+    def mark(leaf: jax.Array) -> jax.Array:
+        missing = tuple(sorted(tracked - _varying(leaf)))
+        return cast("jax.Array", lax.pcast(leaf, missing, to="varying")) if missing else leaf
+
+    return jax.tree.map(mark, tree)
+
+
+def check_axis(function: str, axis_name: AxisName | None) -> None:
+    """Raise ValueError if this is not the name of a mapped axis."""
+    if axis_name is None:
+        return
+    try:
+        lax.axis_index(axis_name)
+    except NameError:
+        remedy = "call it inside shard_map, pmap or vmap over that axis, or leave it out under jit"
+        checks.reject(function, "axis_name", "a mapped axis, or None", axis_name, remedy)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _local(axis_name: AxisName, params: PyTree) -> PyTree:
+    """The parameters for use on this device; the gradient in them is averaged."""
+    return varying(params, axis_name)
+
+
+def _local_forward(axis_name: AxisName, params: PyTree) -> tuple[PyTree, None]:
+    return varying(params, axis_name), None
+
+
+def _local_backward(axis_name: AxisName, _: None, gradient: PyTree) -> tuple[PyTree]:
+    return (lax.pmean(gradient, axis_name),)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _mean_of_local(axis_name: AxisName, loss: jax.Array) -> jax.Array:
+    """The mean of the losses, of which each device differentiates its own."""
+    return lax.pmean(loss, axis_name)
+
+
+def _mean_forward(axis_name: AxisName, loss: jax.Array) -> tuple[jax.Array, None]:
+    return lax.pmean(loss, axis_name), None
+
+
+def _mean_backward(axis_name: AxisName, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    return (varying(gradient, axis_name),)
+
+
+_local.defvjp(_local_forward, _local_backward)
+_mean_of_local.defvjp(_mean_forward, _mean_backward)
+
+
+def _check_loss(function: str, params: PyTree, loss: jax.Array, axis_name: AxisName | None) -> None:
+    over = frozenset[Any]() if axis_name is None else _varying(lax.axis_index(axis_name))
+    own = _over_any(params)
+    if both := sorted(over & own):
+        remedy = "average over the axis of the examples, or leave out the mean where each device has its own model"
+        checks.reject(function, "params", "equal on all devices", f"different ones over {both}", remedy)
+    if same := sorted(over - _varying(loss)):
+        remedy = "leave the mean over the axis to this function"
+        checks.reject(function, "loss_fn", "the loss of one device's examples", f"one value on all of {same}", remedy)
+    if summed := sorted(_varying(loss) - own - over):
+        remedy = f"name the axes that hold different examples, {summed} too; JAX would sum the gradients over them"
+        checks.reject(function, "axis_name", "all axes over which the loss differs", axis_name, remedy)
+
+
+def _check_examples(
+    function: str, loss_fn: Callable[..., Any], axis_name: AxisName, params: PyTree, *args: Any
+) -> None:
+    """Raise ValueError where `shard_map` knows that all devices have the same examples."""
+    over = _varying(lax.axis_index(axis_name))
+    if not over - _over_any(args):
+        return
+
+    def loss() -> jax.Array:  # at parameters that are not marked as different; its examples may come in a closure
+        return jax.tree.leaves(loss_fn(params, *args))[0]
+
+    (traced,) = jax.make_jaxpr(loss)().out_avals
+    if same := sorted(over - frozenset(traced.mat.varying)):
+        remedy = "split the batch over the axis (in_specs)"
+        checks.reject(function, "args", "different examples on each device", f"the same on all of {same}", remedy)
+
+
+def _over_any(tree: PyTree) -> frozenset[Any]:
+    """The axes over which an array of the tree is known to differ."""
+    return frozenset[Any]().union(*(_varying(leaf) for leaf in jax.tree.leaves(tree)))
+
+
+def _varying(leaf: Any) -> frozenset[Any]:
+    """The axes over which `shard_map` knows an array to differ; none where it does not track that."""
+    return frozenset(jax.typeof(leaf).mat.varying)
