@@ -272,7 +272,8 @@ class TrainStep:
         trace: Any = jax.make_jaxpr(function, return_shape=True)
         jaxpr, (shapes, _) = trace(rest, jax.tree.map(first, parts))
         unroll = slow_in_loops(jaxpr)
-        (total, rest), _ = jax.lax.scan(add, (jax.tree.map(zero, shapes), rest), parts, unroll=unroll)
+        start = varying(jax.tree.map(zero, shapes), self.axis_name)
+        (total, rest), _ = jax.lax.scan(add, (start, rest), parts, unroll=unroll)
         return jax.tree.map(mean, total, shapes), rest
 
     def _split(self, leaf: jax.Array) -> jax.Array:

@@ -1,0 +1,221 @@
+"""Eight devices make the steps of one: `jax.pmap`, `shard_map`, and jit with data parallel, ZeRO-1 and FSDP layouts."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import nagjax
+from nagjax import proximal, restart, solve, storage, training
+from nagjax.training import TrainStep, sharding
+
+DEVICES, STEPS = 8, 20
+WHOLE, SPLIT = P(), P("data")
+rng = np.random.default_rng(3)
+X, Y = rng.normal(size=(STEPS, 32, 24)), rng.integers(0, 4, (STEPS, 32))
+PARAMS = {
+    "hidden": {"kernel": rng.normal(size=(24, 40)) / 5, "bias": np.zeros(40)},
+    "out": {"kernel": rng.normal(size=(40, 4)) / 6, "bias": np.zeros(4)},
+    "scale": np.array(1.3),
+}
+
+
+def loss_fn(params, batch):
+    x, y = batch
+    hidden = jnp.tanh(x @ params["hidden"]["kernel"] + params["hidden"]["bias"][None])
+    logits = params["scale"] * (hidden @ params["out"]["kernel"]) + params["out"]["bias"][None]
+    value = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+    return value, {"accuracy": (logits.argmax(-1) == y).mean(dtype=x.dtype)}
+
+
+OPTIMIZERS = {
+    "clipped, restarted": lambda: optax.chain(
+        nagjax.clip_by_global_norm(0.3), nagjax.nesterov(0.6, 0.95, restart=restart.gradient())
+    ),
+    "clipped, restarted, int8": lambda: optax.chain(
+        nagjax.clip_by_global_norm(0.3), nagjax.nesterov(0.6, 0.95, restart=restart.gradient(), storage=storage.int8())
+    ),
+}
+
+
+def mesh_of(kind=AxisType.Auto):
+    return jax.make_mesh((DEVICES,), ("data",), axis_types=(kind,))
+
+
+def follow(train, state):
+    ages = []
+    for x, y in zip(X, Y, strict=True):
+        state, values = train(state, (x, y))
+        ages.append(int(optax.tree_utils.tree_get(state.opt_state, "age")))
+    return state, values, ages
+
+
+@functools.cache
+def alone(optimizer):
+    step = TrainStep(PARAMS, loss_fn, OPTIMIZERS[optimizer]())
+    return follow(jax.jit(step), step.init())
+
+
+def agree(run, optimizer, places=None):
+    """Parameters, answers, metrics and the steps of restarts are those of one device; in float64, to 1e-12."""
+    state, values, ages = run
+    wanted, values_alone, ages_alone = alone(optimizer)
+    assert ages == ages_alone
+    assert 0 in ages
+    assert ages[0] == 1
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12)
+    jax.tree.map(close, jax.device_get(state.params), jax.device_get(wanted.params))
+    answers = (nagjax.eval_params(each.params, each.opt_state) for each in (state, wanted))
+    jax.tree.map(close, *map(jax.device_get, answers))
+    jax.tree.map(close, dict(values), dict(values_alone))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_pmap_makes_the_steps_of_one_device(optimizer):
+    step = TrainStep(PARAMS, loss_fn, OPTIMIZERS[optimizer](), axis_name="data")
+    run = jax.pmap(step, axis_name="data", in_axes=(None, 0), out_axes=None, donate_argnums=0)
+    agree(follow(lambda state, batch: run(state, jax.tree.map(cut, batch)), step.init()), optimizer)
+
+
+def cut(leaf):
+    return leaf.reshape(DEVICES, -1, *leaf.shape[1:])
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_shard_map_makes_the_steps_of_one_device(optimizer, check_vma):
+    step = TrainStep(PARAMS, loss_fn, OPTIMIZERS[optimizer](), axis_name="data")
+    specs = {"in_specs": (WHOLE, SPLIT), "out_specs": WHOLE}
+    run = jax.jit(jax.shard_map(step, mesh=mesh_of(), check_vma=check_vma, **specs), donate_argnums=0)
+    agree(follow(run, step.init()), optimizer)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("layout", [sharding.data_parallel, sharding.zero1, sharding.fsdp])
+def test_compiled_with_a_layout_makes_the_steps_of_one_device_in_its_places(layout, kind, optimizer):
+    step, layout = TrainStep(PARAMS, loss_fn, OPTIMIZERS[optimizer]()), layout(mesh_of(kind))
+    train = training.compiled(step, layout=layout)
+    metrics = []
+
+    def one(state, batch):
+        after, metrics_after = train(state, batch)
+        assert jax.tree.leaves(state.params)[0].is_deleted()  # donated
+        metrics.append(metrics_after)
+        return after, metrics_after.means()
+
+    run = follow(one, layout.init(step))
+    agree(run, optimizer)
+    assert jax.tree.map(lambda leaf: leaf.sharding, run[0]) == layout.of(step)
+    assert metrics[-1].steps.sharding.is_fully_replicated
+
+
+def test_a_stack_and_an_epoch_are_laid_out_too(single_precision):
+    mesh = mesh_of()
+    params = jax.tree.map(jnp.float32, PARAMS)
+    x, y = X.astype(np.float32), Y.astype(np.int32)
+    runs = {}
+    for name, layout in {"one device": None, "zero1": sharding.zero1(mesh)}.items():
+        step = TrainStep(params, loss_fn, nagjax.nesterov(0.1))
+        start = step.init if layout is None else functools.partial(layout.init, step)
+        place = None if layout is None else layout.whole
+        data = training.DeviceData((x[0], y[0]), batch_size=16, sharding=place)
+        stacked, _ = training.compiled(step, steps_per_call=4, layout=layout)(start(), (x[:4], y[:4]))
+        epoch, _ = training.compiled_epoch(step, data, layout=layout)(start())
+        fitted = training.fit(params, loss_fn, nagjax.nesterov(0.1), data, layout=layout, epochs=2, progress=False)
+        stream = [(x[0], y[0])] * 3
+        streamed = training.fit(params, loss_fn, nagjax.nesterov(0.1), stream, layout=layout, progress=False)
+        runs[name] = [state.params for state in (stacked, epoch, fitted.state, streamed.state)]
+        if layout is not None:
+            states = (stacked, epoch, fitted.state, streamed.state)
+            assert all(jax.tree.map(lambda leaf: leaf.sharding, state) == layout.of(step) for state in states)
+            assert fitted.model["hidden"]["kernel"].sharding.is_fully_replicated
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *runs.values())
+
+
+def model_loss(model, batch):
+    return jnp.mean((model(batch) - 1) ** 2)
+
+
+class Normalized(nnx.Module):
+    """A layer with running statistics, one with noise, and one that is frozen."""
+
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(24, 8, rngs=rngs)
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dropout(self.norm(self.linear(x)))
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_statistics_are_means_over_devices_and_noise_is_each_devices_own(check_vma):
+    frozen = nnx.All(nnx.Param, nnx.PathContains("linear"))
+    specs = {"mesh": mesh_of(), "in_specs": (WHOLE, SPLIT), "out_specs": WHOLE, "check_vma": check_vma}
+    model = Normalized(nnx.Rngs(0))
+    step = TrainStep(model, model_loss, nagjax.nesterov(0.1), wrt=frozen, axis_name="data", accumulate=2)
+    state, _ = jax.jit(jax.shard_map(step, **specs))(step.init(), X[0].astype(np.float32))
+    _, others = state.rest
+    inputs = np.asarray(model.linear(X[0].astype(np.float32))).reshape(16, 2, 8)  # two parts on each of eight devices
+    decay = 0.99
+    means = np.zeros((8, 8))
+    for part in range(2):
+        means = decay * means + (1 - decay) * inputs[part::2].mean(axis=1)
+    np.testing.assert_allclose(others["norm"]["mean"], means.mean(axis=0), rtol=1e-5, atol=1e-7)
+
+    def noise(params, batch, key):
+        return params["w"] * jnp.sum(batch), {"draw": jax.random.uniform(key)}
+
+    step = TrainStep({"w": jnp.ones(())}, noise, nagjax.nesterov(0.1), key=jax.random.key(5), axis_name="data")
+    state, values = jax.jit(jax.shard_map(step, **specs))(step.init(), X[0, :, 0])
+    kept, used = jax.random.split(jax.random.key(5))
+    draws = [jax.random.uniform(jax.random.fold_in(used, device)) for device in range(DEVICES)]
+    np.testing.assert_allclose(values["draw"], np.mean(draws), rtol=1e-12)
+    assert state.rest == kept
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_a_gradient_that_is_not_finite_on_one_device_is_left_out_on_all(check_vma):
+    step = TrainStep(PARAMS, loss_fn, nagjax.nesterov(0.1), nonfinite="skip", axis_name="data")
+    specs = {"mesh": mesh_of(), "in_specs": (WHOLE, SPLIT), "out_specs": WHOLE, "check_vma": check_vma}
+    x = X[0].copy()
+    x[5] = np.nan
+    state, values = jax.jit(jax.shard_map(step, **specs))(step.init(), (x, Y[0]))
+    assert values["skipped"] == 1
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), PARAMS)
+
+
+def lasso():
+    matrix = rng.normal(size=(64, 16))
+    return matrix, matrix @ np.r_[np.ones(4), np.zeros(12)] + 0.1 * rng.normal(size=64)
+
+
+def least_squares(x, matrix, target):
+    return jnp.mean((jnp.sum(matrix * x[None], axis=1) - target) ** 2) / 2  # a product of shards says no place
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("cut_over", ["examples", "parameters"])
+def test_minimize_runs_on_sharded_data_and_on_sharded_parameters(cut_over, kind):
+    mesh, (matrix, target) = mesh_of(kind), lasso()
+    prox, start = proximal.l1(0.05), np.zeros(16)
+    alone = solve.minimize(least_squares, jnp.asarray(start), args=(matrix, target), prox=prox, tol=1e-10)
+    rows, columns = (P("data"), P()) if cut_over == "examples" else (P(None, "data"), P("data"))
+    place = functools.partial(jax.device_put)
+    x = place(start, NamedSharding(mesh, columns))
+    data = (
+        place(matrix, NamedSharding(mesh, rows)),
+        place(target, NamedSharding(mesh, SPLIT if cut_over == "examples" else WHOLE)),
+    )
+    found = solve.minimize(least_squares, x, args=data, prox=prox, tol=1e-10)
+    assert found.status == alone.status
+    assert abs(int(found.iterations) - int(alone.iterations)) <= 2
+    np.testing.assert_allclose(found.params, alone.params, atol=1e-9)
+    assert found.params.sharding.is_equivalent_to(NamedSharding(mesh, columns), 1)
