@@ -109,9 +109,15 @@ def _products(left: Any, right: Any) -> jax.Array:
 
 
 def _sum(products: jax.Array) -> jax.Array:
-    if products.size < _LARGE:
+    if products.size < _LARGE or not _on_one_device():
         return jnp.sum(products)
     return cast("jax.Array", jax.lax.platform_dependent(products, cpu=_sum_in_rows, default=jnp.sum))
+
+
+def _on_one_device() -> bool:
+    """Whether what is traced surely lies on one device: a reduction that XLA does not know cannot be partitioned."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.device_count() == 1 or (not mesh.empty and mesh.manual_axes == mesh.axis_names)
 
 
 def _sum_in_rows(products: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -195,6 +196,13 @@ def test_arrays_that_every_device_has_count_once_in_a_global_sum(mesh):
     np.testing.assert_allclose(untracked(cut), sum(np.sum(leaf**2) for leaf in cut.values()), rtol=1e-13)
 
 
+def test_long_shards_are_summed_in_rows_on_their_device(mesh):
+    x = np.random.default_rng(4).normal(size=DEVICES * (2**16 + 3)).astype(np.float32)
+    norm = on_shards(lambda leaf: reductions.squared_norm(leaf, "data"), mesh, (P("data"),))
+    assert "select" in norm.lower(x).as_text()  # of the sum in rows
+    np.testing.assert_allclose(norm(x), np.sum(x.astype(np.float64) ** 2), rtol=1e-5)
+
+
 def test_over_two_axes_each_array_is_summed_over_those_that_cut_it():
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     arrays = [np.arange(1.0, 17.0).reshape(8, 2) for _ in range(4)]
@@ -219,6 +227,19 @@ def test_clipping_is_by_the_norm_of_all_shards(mesh):
         alone = nagjax.clip_by_global_norm(most).update(gradient, optax.EmptyState())[0]
         wanted = optax.clip_by_global_norm(most).update(gradient, optax.EmptyState())[0]
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-14), alone, wanted)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_the_norm_of_a_long_leaf_is_summed_on_its_devices(kind):
+    mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(kind,))
+    gradient = np.random.default_rng(2).normal(size=(512, 256))
+    clip = nagjax.clip_by_global_norm(1.0)
+    run = jax.jit(lambda g: clip.update(g, clip.init(g))[0])
+    cut = jax.device_put(gradient, NamedSharding(mesh, P("data")))
+    np.testing.assert_allclose(run(cut), gradient / np.linalg.norm(gradient), rtol=1e-12)
+    text = run.lower(cut).compile().as_text()
+    moved = re.findall(r"= (\S+) (?:all-reduce|all-gather|all-to-all|collective-permute)\(", text)
+    assert moved == ["f64[]"]
 
 
 def test_clipping_leaves_dtypes_and_missing_gradients_alone_and_refuses_norms_that_are_not_positive():
