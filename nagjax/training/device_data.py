@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from nagjax import checks
+from nagjax.training.sharding.placement import put
 from nagjax.types import PyTree
 
 Augment = Callable[[jax.Array, PyTree], PyTree]
@@ -55,7 +56,7 @@ class DeviceData:
         checks.whole(name, "batch_size", batch_size, 1, "32 is usual")
         checks.at_most(name, "batch_size", batch_size, "the number of examples", self.examples, "take fewer")
         checks.whole(name, "seed", seed, 0, "0 is usual")
-        self.arrays: PyTree = jax.device_put(arrays, sharding)
+        self.arrays: PyTree = put(arrays, sharding)
         self.batch_size, self.seed, self.augment = batch_size, seed, augment
 
     @property

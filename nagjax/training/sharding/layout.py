@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nagjax import checks
-from nagjax.training.sharding.placement import param_sharding, pinned, state_sharding
+from nagjax.training.sharding.placement import param_sharding, pinned, put, state_sharding
 from nagjax.training.state import TrainState
 from nagjax.training.step import TrainStep
 from nagjax.types import PyTree
@@ -60,7 +60,7 @@ class Layout:
         same model.
         """
         places = self.of(step)
-        start = jax.device_put((step.params, step.rest), (places.params, places.rest))
+        start = put((step.params, step.rest), (places.params, places.rest))
 
         def make(params: PyTree, rest: PyTree) -> TrainState:
             copied: TrainState = jax.tree.map(jnp.copy, step.starting(params, rest))

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -124,6 +126,25 @@ def constrained(tree: PyTree, place: NamedSharding) -> PyTree:
     """Inside a `pinned` function: the tree, whose arrays are to lie at `place`."""
     here: Any = jax.sharding.get_abstract_mesh()  # that of explicit axes, made Auto ones
     return jax.lax.with_sharding_constraint(tree, place if here.empty else NamedSharding(here, place.spec))
+
+
+def put(tree: PyTree, places: PyTree) -> PyTree:
+    """A tree that is equal in all processes at its places, or at one for all of it; None is the default device."""
+    leaves, structure = cast("tuple[list[Any], Any]", jax.tree.flatten(tree))
+    one = places is None or isinstance(places, jax.sharding.Sharding)
+    at: list[Any] = [places] * len(leaves) if one else structure.flatten_up_to(places)
+    return structure.unflatten(map(_put, leaves, at))
+
+
+def _put(leaf: Any, place: jax.sharding.Sharding | None) -> Any:
+    is_global = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+    if place is None or place.is_fully_addressable or is_global:
+        return jax.device_put(leaf, place)
+    # Devices of other processes are reached from an array of the host only.
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = jax.device_put(np.asarray(jax.random.key_data(leaf)), place)
+        return jax.random.wrap_key_data(data, impl=str(jax.random.key_impl(leaf)))
+    return jax.device_put(np.asarray(leaf), place)
 
 
 def mesh_of(function: str, params: PyTree) -> Mesh:
