@@ -142,8 +142,8 @@ def _put(leaf: Any, place: jax.sharding.Sharding | None) -> Any:
         return jax.device_put(leaf, place)
     # Devices of other processes are reached from an array of the host only.
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        data = jax.device_put(np.asarray(jax.random.key_data(leaf)), place)
-        return jax.random.wrap_key_data(data, impl=str(jax.random.key_impl(leaf)))
+        data: jax.Array = jax.device_put(np.asarray(jax.random.key_data(leaf)), place)
+        return cast("jax.Array", jax.random.wrap_key_data(data, impl=str(jax.random.key_impl(leaf))))
     return jax.device_put(np.asarray(leaf), place)
 
 
