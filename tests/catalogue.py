@@ -174,6 +174,13 @@ OUTER: tuple[Method, ...] = (
         ),
         own_state=True,
     ),
+    Method(
+        "diloco, streaming",
+        lambda rate: nagjax.outer.diloco(
+            nagjax.nesterov(rate, 0.5), nagjax.nesterov(0.7, 0.5), 4, fragments=3, delay=1, mixing=0.3
+        ),
+        own_state=True,
+    ),
 )
 
 # Their base step is -g; the step size is one of their numbers.

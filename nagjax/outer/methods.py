@@ -9,7 +9,8 @@ from jax.typing import ArrayLike, DTypeLike
 from nagjax import checks
 from nagjax.descent import scale_by_learning_rate
 from nagjax.methods import nesterov
-from nagjax.outer.periodic import Phase, periodic
+from nagjax.outer.periodic import periodic
+from nagjax.outer.rounds import Phase
 from nagjax.reductions import AxisName
 from nagjax.types import Momentum
 

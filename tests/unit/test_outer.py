@@ -17,6 +17,7 @@ import nagjax
 from nagjax import momentum, outer, restart
 from nagjax.theory import outer_loops
 from tests.contract.support import avals, close, gradient, same_bits, trees
+from tests.unit.programs import branches, computations, opcodes
 
 PERIOD = 3
 
@@ -150,23 +151,6 @@ def test_vmapped_runs_that_synchronize_at_different_steps_are_the_runs_one_by_on
         close(jax.tree.map(lambda leaf, k=k: leaf[k], together), one)
     stacked = nagjax.eval_params(*together)
     close(stacked, jax.tree.map(lambda *leaves: jnp.stack(leaves), *(nagjax.eval_params(*one) for one in apart)))
-
-
-def computations(program):
-    """The computations of a compiled program by name; the one that is entered is called ENTRY."""
-    parts = re.findall(r"^(ENTRY )?(%?[\w.\-]+) \(.*?\) -> .*?\{\n(.*?)^\}", program, re.M | re.S)
-    return {"ENTRY" if entry else name.lstrip("%"): body for entry, name, body in parts}
-
-
-def branches(program):
-    """The branches of the one conditional, in the order false, true."""
-    found = re.findall(r"branch_computations=\{%?([\w.\-]+), %?([\w.\-]+)\}", program)
-    assert len(found) == 1
-    return [computations(program)[name] for name in found[0]]
-
-
-def opcodes(body):
-    return set(re.findall(r"^\s+(?:ROOT )?%?\S+ = (?:\(.*?\)|\S+) ([a-z\-]+)\(", body, re.M))
 
 
 def test_between_synchronizations_nothing_is_computed_or_copied():
