@@ -14,7 +14,8 @@ import optax
 from jax.typing import ArrayLike
 
 from nagjax import checks, trees
-from nagjax.reductions import AxisName, squared_norm
+from nagjax.mapped import AxisName
+from nagjax.reductions import squared_norm
 from nagjax.scalars import Schedule, as_scalar, evaluate, increment
 from nagjax.types import PyTree
 

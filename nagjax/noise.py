@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nagjax.reductions import AxisName
+from nagjax.mapped import AxisName
 
 # Odd multipliers of a 32-bit hash of low bias (`lowbias32` of C. Wellons' hash prospector, 2018), the golden ratio,
 # and the linear congruential generator that PCG uses at 32 bits (M. O'Neill, 2014).

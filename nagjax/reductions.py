@@ -6,20 +6,18 @@ stand; inside `shard_map` or `pmap` a tree holds one shard only, so the sum over
 """
 
 import functools
-from collections.abc import Hashable
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
 from nagjax import trees
+from nagjax.mapped import AxisName, differs_over, tracked
 from nagjax.scalars import scalar_dtype
 from nagjax.types import PyTree
 
 _LARGE = 2**16  # elements
 _ROWS = 8
-
-AxisName = Hashable | tuple[Hashable, ...]
 
 
 def inner_product(a: PyTree, b: PyTree, axis_name: AxisName | None = None) -> jax.Array:
@@ -38,12 +36,12 @@ def inner_product(a: PyTree, b: PyTree, axis_name: AxisName | None = None) -> ja
     products = [_leaf_product(left, right) for left, right in pairs if not trees.is_absent(left)]
     if axis_name is None:
         return _total(products)
-    index = jax.lax.axis_index(axis_name)
-    if not (tracked := jax.typeof(index).mat.varying):
+    known = tracked(axis_name)
+    if not known:
         return cast("jax.Array", jax.lax.psum(_total(products), axis_name))
     parts: dict[frozenset[Any], list[jax.Array]] = {}
     for product in products:
-        parts.setdefault(jax.typeof(product).mat.varying & tracked, []).append(product)
+        parts.setdefault(differs_over(product) & known, []).append(product)
     return _total([jax.lax.psum(_total(part), tuple(axes)) if axes else _total(part) for axes, part in parts.items()])
 
 

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from nagjax import checks
-from nagjax.reductions import AxisName, inner_product, squared_norm
+from nagjax.mapped import AxisName
+from nagjax.reductions import inner_product, squared_norm
 from nagjax.scalars import increment, scalar_dtype
 from nagjax.types import PyTree, Restart
 

@@ -8,9 +8,10 @@ import optax
 from jax.typing import ArrayLike
 
 from nagjax import checks, trees
+from nagjax.mapped import AxisName
 from nagjax.momentum.universal import accelegrad as rule
 from nagjax.momentum.universal import weight
-from nagjax.reductions import AxisName, inner_product, squared_norm
+from nagjax.reductions import inner_product, squared_norm
 from nagjax.scalars import as_scalar, increment, scalar_dtype
 from nagjax.step_sizes import pairs
 from nagjax.step_sizes.curvature import FIRST_MOVE

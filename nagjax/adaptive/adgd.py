@@ -8,7 +8,7 @@ import optax
 from jax.typing import ArrayLike
 
 from nagjax import trees
-from nagjax.reductions import AxisName
+from nagjax.mapped import AxisName
 from nagjax.scalars import scalar_dtype
 from nagjax.step_sizes import pairs
 from nagjax.step_sizes.curvature import PROBE_GROWTH, first_step

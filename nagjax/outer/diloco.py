@@ -7,13 +7,13 @@ import optax
 from jax.typing import ArrayLike, DTypeLike
 
 from nagjax import checks
+from nagjax.mapped import AxisName
 from nagjax.methods import nesterov
 from nagjax.outer.exchange import check_weight
 from nagjax.outer.fragments import fragments_of
 from nagjax.outer.rounds import Phase, core, count_of
 from nagjax.outer.state import DilocoState
 from nagjax.outer.wire import Wire
-from nagjax.reductions import AxisName
 from nagjax.types import PyTree
 
 _NAME = "outer.diloco"

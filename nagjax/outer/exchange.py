@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from nagjax import checks, trees
+from nagjax.mapped import AxisName, differs_over
 from nagjax.outer.wire import Wire, compressed_sum
-from nagjax.reductions import AxisName
 from nagjax.scalars import as_scalar
 from nagjax.types import PyTree
 
@@ -69,32 +69,10 @@ def shared(tree: PyTree, axis_name: AxisName | None) -> PyTree:
     names = cast("tuple[Any, ...]", axis_name if isinstance(axis_name, tuple) else (axis_name,))
 
     def share(leaf: jax.Array) -> jax.Array:
-        axes = tuple(name for name in names if name in jax.typeof(leaf).mat.varying)
+        axes = tuple(name for name in names if name in differs_over(leaf))
         if not axes:
             return leaf
         # Not the mean, which rounds: s would not start at `params`.
         return cast("jax.Array", jax.lax.psum(jnp.where(jax.lax.axis_index(axes) == 0, leaf, 0), axes))
 
     return trees.map_present(share, tree)
-
-
-def varying_like(tree: PyTree, reference: PyTree) -> PyTree:
-    """`tree` marked as varying over the axes of `shard_map` over which `reference` varies: branches must agree."""
-
-    def mark(leaf: Any, other: Any) -> Any:
-        missing = tuple(jax.typeof(other).mat.varying - jax.typeof(leaf).mat.varying)
-        return cast("Any", jax.lax.pcast(leaf, missing, to="varying")) if missing else leaf
-
-    return trees.map_present(mark, tree, reference)
-
-
-def varying_over(tree: PyTree, axis_name: AxisName | None) -> PyTree:
-    """`tree` marked as varying over the axes of workers, where `shard_map` keeps track of that."""
-    if axis_name is None or not jax.tree.leaves(tree):
-        return tree
-    index = jax.lax.axis_index(cast("Any", axis_name))
-
-    def mark(leaf: jax.Array) -> Any:
-        return varying_like(leaf, index)
-
-    return trees.map_present(mark, tree)

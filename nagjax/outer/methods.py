@@ -8,10 +8,10 @@ from jax.typing import ArrayLike, DTypeLike
 
 from nagjax import checks
 from nagjax.descent import scale_by_learning_rate
+from nagjax.mapped import AxisName
 from nagjax.methods import nesterov
 from nagjax.outer.periodic import periodic
 from nagjax.outer.rounds import Phase
-from nagjax.reductions import AxisName
 from nagjax.types import Momentum
 
 

@@ -6,10 +6,10 @@ import jax
 import optax
 from jax.typing import DTypeLike
 
+from nagjax.mapped import AxisName
 from nagjax.outer.fragments import Fragments
 from nagjax.outer.rounds import Phase, core, count_of
 from nagjax.outer.state import DilocoState, answer_of
-from nagjax.reductions import AxisName
 from nagjax.types import PyTree
 
 

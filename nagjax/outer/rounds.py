@@ -10,11 +10,11 @@ import optax
 from jax.typing import ArrayLike, DTypeLike
 
 from nagjax import checks, trees
+from nagjax.mapped import AxisName, varying, varying_like
 from nagjax.outer import exchange
 from nagjax.outer.fragments import Fragments
 from nagjax.outer.state import DilocoState, Waiting
 from nagjax.outer.wire import Wire
-from nagjax.reductions import AxisName
 from nagjax.scalars import as_scalar, increment
 from nagjax.storage.plain import floating
 from nagjax.transform import check_floating, check_updates
@@ -89,7 +89,7 @@ def core(
             outer=tuple(outers) if len(groups) > 1 else outers[0],
             slow=slow,
             step=jnp.full((), period - 1 if phase == "start" else 0, jnp.int32),
-            residual=() if wire is None else exchange.varying_like(trees.map_present(_zeros, slow), params),
+            residual=() if wire is None else varying_like(trees.map_present(_zeros, slow), params),
             waiting=Waiting(trees.map_present(_zeros, slow), tuple(as_scalar(-1) for _ in groups)) if delay else (),
         )
 
@@ -123,7 +123,7 @@ def core(
             own = inner_state if reset_inner else ()
 
             def wait() -> tuple[PyTree, ...]:
-                moves = exchange.varying_like(trees.like(part.y, part.u), part.y)
+                moves = varying_like(trees.like(part.y, part.u), part.y)
                 return moves, part.before, part.s, part.residual, own
 
             def synchronize() -> tuple[PyTree, ...]:
@@ -131,7 +131,7 @@ def core(
                 target, after, s = land(part, mean, total)
                 again = fast.init(trees.merged(params, target)) if reset_inner else ()
                 made = trees.map_present(_step_to, target, part.y), after, s, residual, again
-                return exchange.varying_like(made, (part.u, part.before, part.s, part.residual, own))
+                return varying_like(made, (part.u, part.before, part.s, part.residual, own))
 
             moves, before, s, residual, own = _conditional(due, synchronize, wait)
             return part._replace(u=moves, before=before, s=s, residual=residual), own
@@ -143,23 +143,23 @@ def core(
                 # A leaf without a gradient stays where it is, for `mean` has a place for every leaf.
                 mean, residual, total = form(part, trees.merged(trees.zeros(part.y), part.u))
                 made = mean, residual, as_scalar(1) if total is None else total
-                return exchange.varying_like(made, (part.mean, part.residual, part.total))
+                return varying_like(made, (part.mean, part.residual, part.total))
 
             mean, residual, total = _conditional(take, start, lambda: (part.mean, part.residual, part.total))
 
             def finish() -> tuple[PyTree, ...]:
                 target, after, s = land(part, trees.map_present(_second, part.u, mean), total)
                 made = trees.map_present(_step_to, target, part.y), after, s
-                return exchange.varying_like(made, (part.u, part.before, part.s))
+                return varying_like(made, (part.u, part.before, part.s))
 
             def go_on() -> tuple[PyTree, ...]:
-                return exchange.varying_like(trees.like(part.y, part.u), part.y), part.before, part.s
+                return varying_like(trees.like(part.y, part.u), part.y), part.before, part.s
 
             moves, before, s = _conditional(arrive & (part.total >= 0), finish, go_on)
             return part._replace(u=moves, before=before, s=s, residual=residual, mean=mean, total=total)
 
         grouping = fragments.of(state.slow)
-        residual = exchange.varying_over(state.residual, axis_name)
+        residual = varying(state.residual, axis_name)
         waiting = state.waiting if delay else Waiting((), ((),) * len(groups))
         columns = [grouping.parts(tree) for tree in (steps, params, state.slow, residual, waiting.mean)]
         outers = state.outer if len(groups) > 1 else (state.outer,)

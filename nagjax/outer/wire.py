@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nagjax import checks, trees
-from nagjax.reductions import AxisName
+from nagjax.mapped import AxisName, differs_over
 from nagjax.types import PyTree
 
 _SCALE_BYTES = 4  # a float32 for each block
@@ -127,6 +127,5 @@ def compressed_sum(tree: PyTree, residual: PyTree, wire: Wire, axis_name: AxisNa
 def _gathered(row: jax.Array, axis_name: AxisName) -> jax.Array:
     """The rows of all workers, marked as equal on all of them where `shard_map` keeps track of that."""
     axes = cast("tuple[Any, ...]", axis_name if isinstance(axis_name, tuple) else (axis_name,))
-    tracked = set(axes) <= set(jax.typeof(row).mat.varying)
-    to = "invarying" if tracked else "varying"
+    to = "invarying" if differs_over(row) >= set(axes) else "varying"
     return cast("jax.Array", jax.lax.all_gather(row, axis_name, to=to))

@@ -8,8 +8,9 @@ import optax
 from jax.typing import ArrayLike
 
 from nagjax import checks, trees
+from nagjax.mapped import AxisName
 from nagjax.proximal.prox import Prox
-from nagjax.reductions import AxisName, squared_norm
+from nagjax.reductions import squared_norm
 from nagjax.scalars import as_scalar, scalar_dtype
 from nagjax.step_sizes import pairs
 from nagjax.step_sizes.pairs import Memory, limited

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from nagjax import checks, trees
+from nagjax.mapped import AxisName
 from nagjax.proximal.prox import Prox
 from nagjax.proximal.transform import check_prox
-from nagjax.reductions import AxisName, inner_product, squared_norm
+from nagjax.reductions import inner_product, squared_norm
 from nagjax.scalars import as_scalar, scalar_dtype
 from nagjax.storage import full
 from nagjax.transform import check_floating, decode_checked

@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from nagjax import checks, noise, trees
-from nagjax.reductions import AxisName
+from nagjax.mapped import AxisName
 from nagjax.storage import plain
 from nagjax.types import PyTree, Storage
 

@@ -9,9 +9,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from nagjax import checks
-from nagjax.reductions import AxisName
+from nagjax.mapped import AxisName, varying
 from nagjax.scalars import scalar_dtype
-from nagjax.training.gradients import mean, varying
+from nagjax.training.gradients import mean
 from nagjax.training.precision import cast_floating
 from nagjax.types import PyTree
 

@@ -8,7 +8,7 @@ import jax
 from jax import lax
 
 from nagjax import checks
-from nagjax.reductions import AxisName
+from nagjax.mapped import AxisName, differs_over, tracked, varying
 from nagjax.types import PyTree
 
 # The transpose of a mean over devices is another thing under `shard_map` (which tracks what differs between devices)
@@ -91,26 +91,12 @@ def mean(tree: PyTree, axis_name: AxisName | None) -> PyTree:
     if axis_name is None:
         return tree
     check_axis("sharding.mean", axis_name)
-    tracked = _varying(lax.axis_index(axis_name))
     for path, leaf in cast("Any", jax.tree_util.tree_leaves_with_path(tree)):
-        if same := sorted(tracked - _varying(leaf)):
+        if same := sorted(tracked(axis_name) - differs_over(leaf)):
             remedy = "take gradients with sharding.value_and_grad; JAX has summed these over the axis already"
             found = f"the same on all of {', '.join(map(repr, same))} at {jax.tree_util.keystr(path) or 'the array'}"
             checks.reject("sharding.mean", "tree", "different on different devices", found, remedy)
     return lax.pmean(tree, axis_name)
-
-
-def varying(tree: PyTree, axis_name: AxisName | None) -> PyTree:
-    """The tree, marked as different on each device: gradients taken at it are those of the device alone."""
-    if axis_name is None:
-        return tree
-    tracked = _varying(lax.axis_index(axis_name))
-
-    def mark(leaf: jax.Array) -> jax.Array:
-        missing = tuple(sorted(tracked - _varying(leaf)))
-        return cast("jax.Array", lax.pcast(leaf, missing, to="varying")) if missing else leaf
-
-    return jax.tree.map(mark, tree)
 
 
 def check_axis(function: str, axis_name: AxisName | None) -> None:
@@ -157,15 +143,15 @@ _mean_of_local.defvjp(_mean_forward, _mean_backward)
 
 
 def _check_loss(function: str, params: PyTree, loss: jax.Array, axis_name: AxisName | None) -> None:
-    over = frozenset[Any]() if axis_name is None else _varying(lax.axis_index(axis_name))
+    over = tracked(axis_name)
     own = _over_any(params)
     if both := sorted(over & own):
         remedy = "average over the axis of the examples, or leave out the mean where each device has its own model"
         checks.reject(function, "params", "equal on all devices", f"different ones over {both}", remedy)
-    if same := sorted(over - _varying(loss)):
+    if same := sorted(over - differs_over(loss)):
         remedy = "leave the mean over the axis to this function"
         checks.reject(function, "loss_fn", "the loss of one device's examples", f"one value on all of {same}", remedy)
-    if summed := sorted(_varying(loss) - own - over):
+    if summed := sorted(differs_over(loss) - own - over):
         remedy = f"name the axes that hold different examples, {summed} too; JAX would sum the gradients over them"
         checks.reject(function, "axis_name", "all axes over which the loss differs", axis_name, remedy)
 
@@ -174,7 +160,7 @@ def _check_examples(
     function: str, loss_fn: Callable[..., Any], axis_name: AxisName, params: PyTree, *args: Any
 ) -> None:
     """Raise ValueError where `shard_map` knows that all devices have the same examples."""
-    over = _varying(lax.axis_index(axis_name))
+    over = tracked(axis_name)
     if not over - _over_any(args):
         return
 
@@ -189,9 +175,4 @@ def _check_examples(
 
 def _over_any(tree: PyTree) -> frozenset[Any]:
     """The axes over which an array of the tree is known to differ."""
-    return frozenset[Any]().union(*(_varying(leaf) for leaf in jax.tree.leaves(tree)))
-
-
-def _varying(leaf: Any) -> frozenset[Any]:
-    """The axes over which `shard_map` knows an array to differ; none where it does not track that."""
-    return frozenset(jax.typeof(leaf).mat.varying)
+    return frozenset[Any]().union(*(differs_over(leaf) for leaf in jax.tree.leaves(tree)))

@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 import jax
 from jax.typing import DTypeLike
 
-from nagjax.reductions import AxisName
+from nagjax.mapped import AxisName
 from nagjax.training.precision import LossScale
 from nagjax.types import PyTree
 

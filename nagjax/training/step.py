@@ -10,11 +10,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from nagjax import answers, checks, trees
-from nagjax.reductions import AxisName
+from nagjax.mapped import AxisName, varying
 from nagjax.scalars import scalar_dtype
 from nagjax.training.convolutions import slow_in_loops
 from nagjax.training.functional import LOSS, OVERFLOWED, SKIPPED, Functional, LossFn, Model, Module, Plain, Values
-from nagjax.training.gradients import check_axis, mean, mean_loss, varying
+from nagjax.training.gradients import check_axis, mean, mean_loss
 from nagjax.training.precision import LossScale, all_finite
 from nagjax.training.state import NonFinite, Point, TrainState
 from nagjax.types import PyTree

@@ -13,7 +13,7 @@ PACKAGE = Path(nagjax.__file__).parent
 
 # A module imports from its own row and the rows above it.
 ROWS = [
-    {"types", "checks", "trees", "scalars", "noise", "reductions", "theory", "models"},
+    {"types", "checks", "trees", "scalars", "noise", "mapped", "reductions", "theory", "models"},
     {"momentum", "restart", "schedules", "storage", "proximal", "problems"},
     {"transform", "descent", "compensation", "answers", "step_sizes"},
     {"methods", "averaging", "adaptive"},
