@@ -85,7 +85,7 @@ def _methods(panel: Axes, study: Study) -> None:
     panel.grid(visible=False, axis="x")
     plots.label(
         panel,
-        f"Outer steps, M = {most} (filled: the better setting)",
+        f"Outer steps, M = {most} (filled: chosen by tuning)",
         "outer step, its rate or momentum b",
         "loss above data parallel, %",
     )
