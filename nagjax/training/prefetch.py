@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from nagjax import checks
+from nagjax.training.distributed import global_batch
 from nagjax.types import PyTree
 
 
@@ -75,8 +76,11 @@ def own(batch: PyTree) -> PyTree:
 def to_device(batch: PyTree, sharding: jax.sharding.Sharding | None = None) -> PyTree:
     """A batch, which must not be written to any more, on the device.
 
-    `may_alias=False` of `device_put` would not keep it from reading a buffer after it has returned.
+    `may_alias=False` of `device_put` would not keep it from reading a buffer after it has returned. Where a sharding
+    has devices of other processes, the batch is this process's rows of a global one.
     """
+    if sharding is not None and not sharding.is_fully_addressable:
+        return global_batch(batch, sharding)
     return jax.device_put(batch, sharding)
 
 
@@ -89,7 +93,8 @@ def prefetch(batches: Iterable[PyTree], size: int = 2, *, sharding: jax.sharding
     Args:
         batches: Trees of arrays; an iterator with `get_state` and `set_state`, such as Grain's, can be resumed.
         size: Batches on the device ahead of the one in use, at least 1. Memory is that of so many batches.
-        sharding: Where they go; the default device if None.
+        sharding: Where they go; the default device if None. Where it has devices of several processes, the batches are
+            each process's own rows, and `distributed.global_batch` makes them global.
 
     Returns:
         The iterator. Its state counts the batches that were handed out, not those that were read.

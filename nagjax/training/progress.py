@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from nagjax.training.distributed import is_main
 from nagjax.training.reports import Record
 
 EPOCH_RECORDS = 2  # a "train" and an "eval" record end an epoch
@@ -21,9 +22,13 @@ def formatted(metrics: dict[str, float]) -> str:
 
 
 class Progress:
-    """Rate, loss and time left of a run of `total` steps, which may be unknown; silent if not `shown`."""
+    """Rate, loss and time left of a run of `total` steps, which may be unknown; silent if not `shown`.
+
+    Of several processes only process 0 shows it.
+    """
 
     def __init__(self, *, shown: bool, total: int | None, done: int) -> None:
+        shown = shown and is_main()
         self._shown, self._total = shown, total
         self._console = Console(stderr=True)
         self._first, self._start = done, 0.0  # of the first call that has returned, which waited for the compiler

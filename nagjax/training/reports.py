@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from nagjax import checks
+from nagjax.training.distributed import is_main
 
 Kind = Literal["start", "resume", "train", "eval", "end"]
 Mode = Literal["min", "max"]
@@ -31,7 +32,8 @@ def jsonl(path: str | Path) -> Callback:
     """A callback that appends every record to a file, one JSON object a line.
 
     A resumed run first removes the lines that were written after its checkpoint, so that every step is there once.
-    A new run adds to the lines of those before it. Infinity and NaN, which JSON lacks, become null.
+    A new run adds to the lines of those before it. Infinity and NaN, which JSON lacks, become null. Of several
+    processes only process 0 writes.
 
     Args:
         path: The file; its folder is made.
@@ -42,7 +44,7 @@ def jsonl(path: str | Path) -> Callback:
     path = Path(path)
 
     def write(record: Record) -> None:
-        if record.replayed:
+        if record.replayed or not is_main():
             return
         for name in _FIELDS:
             if name in record.metrics:
@@ -84,6 +86,8 @@ def _parsed(line: str) -> dict[str, Any]:
 def tensorboard(folder: str | Path) -> Callback:
     """A callback that writes TensorBoard event files, with names such as "train/loss" and "eval/accuracy".
 
+    Of several processes only process 0 writes.
+
     Args:
         folder: The log directory of the run.
 
@@ -99,7 +103,7 @@ def tensorboard(folder: str | Path) -> Callback:
 
     def write(record: Record) -> None:
         nonlocal writer
-        if record.replayed:
+        if record.replayed or not is_main():
             return
         if writer is not None and record.kind in ("start", "resume"):  # of a run that an error ended
             writer.close()
@@ -123,6 +127,8 @@ def tensorboard(folder: str | Path) -> Callback:
 
 def early_stopping(metric: str = "loss", *, patience: int, mode: Mode = "min", min_delta: float = 0.0) -> Callback:
     """A callback that ends a run whose evaluations have stopped getting better.
+
+    Several processes end together where `eval_fn` returns the same in all, as means over a global batch do.
 
     Args:
         metric: Name of what `eval_fn` returns.

@@ -9,27 +9,17 @@ damaged.
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, NoReturn, Self, cast
-
-import jax
+from typing import Any, Literal, NoReturn, Self, cast
 
 from nagjax import checks
-from nagjax.training.checkpoint import differences, items, leaves
-from nagjax.training.checkpoint.folder import Folder, Saved, reason, unwritable
+from nagjax.training.checkpoint import items, reading
+from nagjax.training.checkpoint.folder import Folder, Saved, unwritable
+from nagjax.training.checkpoint.reading import Restored
+from nagjax.training.checkpoint.together import Save, Together
 from nagjax.types import PyTree
-
-
-class Restored(NamedTuple):
-    """What `Checkpoints.restore` returns."""
-
-    step: int
-    state: PyTree  # in the types of the template
-    cursor: dict[str, Any]
-    config: dict[str, Any] | None
-    metrics: dict[str, float] | None
 
 
 class Checkpoints:
@@ -40,13 +30,19 @@ class Checkpoints:
     another interval, since a save waits for the one before; where writing takes a step, one interval and a step.
 
     Nothing is made, locked or loaded before it is needed: the folder and its lock at the first `save`, Orbax at the
-    first save or restore. One process writes into a folder at a time; any may read. For runs of one process.
+    first save or restore. One run writes into a folder at a time; any may read.
+
+    In a program of several processes all call every method but `due` alike, with one folder that all can reach. Each
+    writes and reads the parts of global arrays that it holds; of arrays on its own devices, which must be equal in all,
+    process 0 writes its own. What fails in one process is raised in all. The template of another number of processes or
+    of other shardings restores the same values.
 
     Args:
         folder: A local or mounted folder, absent, empty or one of checkpoints.
         every: Steps between checkpoints, an integer of at least 1, or None. A checkpoint is due when the run passes a
             multiple of it.
-        every_seconds: Seconds from a save until the next is due, positive, or None.
+        every_seconds: Seconds from a save until the next is due, positive, or None. For one process: the clocks of
+            several differ.
         keep: Number of last checkpoints that stay, an integer of at least 1.
         best: Name of a metric; the checkpoint with its best value also stays. Those without it, or with NaN, are never
             the best; among equals it is the earliest.
@@ -96,13 +92,22 @@ class Checkpoints:
         self.keep, self.best, self.mode = keep, best, mode
         self.asynchronous = asynchronous
         self._disk = Folder(self.folder)
+        self._together = Together("checkpoints")
+        self._save: Save | None = None  # of several processes, the one in progress
         self._writer: Any = None
         self._writing = False
         # Those of the last save or restore.
         self._step, self._metrics, self._time = 0, cast("dict[str, float]", {}), time.monotonic()
 
     def due(self, step: int) -> bool:
-        """Whether `every` or `every_seconds` asks for a checkpoint now."""
+        """Whether `every` or `every_seconds` asks for a checkpoint now.
+
+        Raises:
+            ValueError: `every_seconds` is given in a program of several processes.
+        """
+        if self.every_seconds is not None and self._together.several:
+            remedy = "give every: all processes count the same steps"
+            checks.reject("Checkpoints.due", "every_seconds", "None in several processes", self.every_seconds, remedy)
         passed = self.every is not None and step // self.every > self._step // self.every
         return passed or (self.every_seconds is not None and time.monotonic() - self._time >= self.every_seconds)
 
@@ -133,28 +138,14 @@ class Checkpoints:
             OSError: The folder cannot be written; earlier checkpoints are as they were.
         """
         checks.whole("Checkpoints.save", "step", step, 0, "give the number of steps done")
-        name = "Checkpoints.save"
-        named = leaves.named(state)
-        arrays = {key: leaves.to_stored(name, key, leaf) for key, leaf in named.items()}
-        scalars = {key: float(value) for key, value in (metrics or {}).items()}
-        record: dict[str, Any] = {
-            "step": int(step),
-            "cursor": items.as_json(name, "cursor", cursor),
-            "config": items.as_json(name, "config", config),
-            "leaves": {key: leaves.described(leaf) for key, leaf in named.items()},
-            "keys": {k: str(jax.random.key_impl(leaf)) for k, leaf in named.items() if leaves.is_key(leaf)},
-        }
+        several = self._together.several
+        record, arrays = self._together.do(lambda: items.prepared(step, state, cursor, config, metrics, several))
         self.wait()
-        record["metrics"] = scalars = self._metrics | scalars if step == self._step else scalars
-        path = self.folder / f"{self._disk.claim():05d}-step-{step}"
-        try:
-            if self._writer is None:
-                self._writer = items.writer(self._disk.unfinished)
-            self._writing = True
-            self._writer.save(str(path), args=items.to_write(record, arrays))
-        except Exception as error:  # TensorStore and Orbax raise many kinds
-            self._failed("save", error)
-        self._step, self._metrics, self._time = step, scalars, time.monotonic()
+        if step == self._step:
+            record["metrics"] = self._metrics | record["metrics"]
+        path = self.folder / f"{self._together.of_main(self._disk.claim):05d}-step-{step}"
+        self._together.do(lambda: self._start(path, record, arrays))
+        self._step, self._metrics, self._time = step, record["metrics"], time.monotonic()
         if not self.asynchronous:
             self.wait()
 
@@ -169,7 +160,8 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step with the best value of the metric `best`, or None."""
-        saved = self._best(self._saved())
+        found = self._saved()
+        saved = self._together.do(lambda: self._best(found))
         return saved.step if saved else None
 
     def restore(
@@ -199,47 +191,19 @@ class Checkpoints:
             name = f"that of a checkpoint in {self.folder}"
             checks.reject("Checkpoints.restore", "step", name, step, remedy, FileNotFoundError)
         saved = chosen[-1]
-        try:
-            items.verify(saved.path)
-            record = items.read_record(saved.path)
-        except Exception as error:
-            self._damaged(saved, found, error)
-        if config is not None and record["config"] is not None:
-            now = differences.entries(items.as_json("Checkpoints.restore", "config", config))
-            self._compare("config", saved, differences.entries(record["config"]), now)
-        named = leaves.named(template)
-        self._compare("state", saved, record["leaves"], {k: leaves.described(x) for k, x in named.items()})
-        try:
-            state = items.read_state(saved.path, named, record["keys"])
-        except Exception as error:  # TensorStore and Orbax raise many kinds
-            self._damaged(saved, found, error)
-        self._step, self._metrics, self._time = saved.step, record["metrics"], time.monotonic()
-        tree = cast("Any", jax.tree.structure(template)).unflatten(state)
-        return Restored(saved.step, tree, record["cursor"], record["config"], record["metrics"] or None)
+        self._together.of_main(lambda: reading.verify(saved, found))
+        record = self._together.do(lambda: reading.record(saved, found, template, config))
+        restored = self._together.do(lambda: reading.read(saved, found, template, record))
+        self._step, self._metrics, self._time = saved.step, restored.metrics or {}, time.monotonic()
+        return restored
 
     def wait(self) -> None:
         """Wait for the save in progress, raise its failure, and remove checkpoints that are no longer kept."""
-        if not self._writing:
-            return
-        try:
-            self._writer.wait_until_finished()
-            self._writing = False
-            kept = self._kept(self._disk.saved())
-            for saved in self._disk.saved():
-                if saved not in kept:
-                    self._disk.remove(saved)
-        except Exception as error:  # TensorStore and Orbax raise many kinds
-            self._failed("wait", error)
+        self._wait(self._together.do)
 
     def close(self) -> None:
         """Wait for the save in progress and let other processes write; a later call opens the folder again."""
-        try:
-            self.wait()
-        finally:
-            if self._writer is not None:
-                self._writer.close()
-                self._writer = None
-            self._disk.release()
+        self._close(self._together.do)
 
     def __enter__(self) -> Self:
         return self
@@ -247,11 +211,64 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        # After an error this process alone may be here: it does not wait for what the others say.
+        self._close(self._together.do if error is None else _alone)
+
+    def _start(self, path: Path, record: dict[str, Any], arrays: dict[str, Any]) -> None:
+        """Copy the arrays and begin to write them."""
+        self._save = self._together.save() if self._together.several else None
+        try:
+            if self._writer is None:
+                self._writer = items.writer(self._disk.unfinished, self._barrier if self._save else None)
+            self._writing = True
+            self._writer.save(str(path), args=items.to_write(record, arrays))
+        except Exception as error:  # TensorStore and Orbax raise many kinds
+            self._failed("save", error)
+
+    def _barrier(self, *, key: str, timeout_ms: int) -> None:
+        assert self._save is not None
+        self._save.join(key=key, timeout_ms=timeout_ms)
+
+    def _wait(self, do: Callable[[Callable[[], None]], None]) -> None:
+        if not self._writing:
+            return
+        try:
+            do(self._finish)
+        except Exception:
+            self._writing = False
+            raise
+        self._writing = False
+
+    def _finish(self) -> None:
+        """Wait for the save in progress, and remove checkpoints that are no longer kept."""
+        try:
+            self._writer.wait_until_finished()
+            if self._together.is_main:
+                found = self._disk.saved()
+                kept = self._kept(found)
+                for saved in found:
+                    if saved not in kept:
+                        self._disk.remove(saved)
+        except Exception as error:  # TensorStore and Orbax raise many kinds
+            if self._save is not None:
+                self._save.fail(error)
+            self._failed("wait", error)
+
+    def _close(self, do: Callable[[Callable[[], None]], None]) -> None:
+        try:
+            self._wait(do)
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+            self._disk.release()
 
     def _saved(self) -> list[Saved]:
         self.wait()
-        return self._disk.saved()
+        return [Saved(k, step, Path(path)) for k, step, path in self._together.of_main(self._listed)]
+
+    def _listed(self) -> list[tuple[int, int, str]]:
+        return [(saved.serial, saved.step, str(saved.path)) for saved in self._disk.saved()]
 
     def _best(self, found: list[Saved]) -> Saved | None:
         values = [(value, saved) for saved in found if (value := self._value(saved)) is not None]
@@ -271,24 +288,11 @@ class Checkpoints:
         best = self._best(newest)
         return sorted(newest)[-self.keep :] + ([best] if best else [])
 
-    def _compare(self, argument: str, saved: Saved, stored: dict[str, str], present: dict[str, str]) -> None:
-        lines = differences.difference(stored, present)
-        if lines:
-            remedy = "make it as it was, leave out what may differ, or choose another folder"
-            raise ValueError(
-                f"Checkpoints.restore: {argument} must be that of the checkpoint {saved.path}, got"
-                f" {len(lines)} differences; {remedy}.\n{differences.shortened(lines)}"
-            )
-
-    def _damaged(self, saved: Saved, found: list[Saved], error: Exception) -> NoReturn:
-        others = sorted({other.step for other in found if other.path != saved.path and other.step != saved.step})
-        remedy = f"restore with step={others[-1]}" if others else "there is no other to restore"
-        raise OSError(
-            f"Checkpoints.restore: step must be that of a checkpoint that can be read, got {saved.step}, damaged in"
-            f" {saved.path} ({reason(error)}); {remedy}, or move that folder away."
-        ) from error
-
     def _failed(self, method: str, error: Exception) -> NoReturn:
         self._writing = False
         self._writer = None  # in no known state
         unwritable(f"Checkpoints.{method}", self.folder, error)
+
+
+def _alone(action: Callable[[], None]) -> None:
+    action()

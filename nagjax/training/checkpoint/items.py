@@ -4,7 +4,7 @@ import importlib
 import json
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from nagjax import checks
 from nagjax.training.checkpoint import leaves
+from nagjax.types import PyTree
 
 _RECORD, _STATE = "record", "state"
 _SUMS = "checksums.json"
@@ -32,11 +33,36 @@ def as_json(function: str, argument: str, value: Any) -> Any:
         checks.reject(function, argument, "JSON", value, remedy, TypeError)
 
 
-def writer(unfinished: Callable[[], Path]) -> Any:
+def prepared(
+    step: int,
+    state: PyTree,
+    cursor: Mapping[str, Any],
+    config: Mapping[str, Any] | None,
+    metrics: Mapping[str, Any] | None,
+    several: bool,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The record and the arrays of a checkpoint, of `several` processes or one."""
+    name = "Checkpoints.save"
+    named = leaves.named(state)
+    arrays = {key: leaves.to_stored(name, key, leaf, several) for key, leaf in named.items()}
+    record: dict[str, Any] = {
+        "step": int(step),
+        "cursor": as_json(name, "cursor", cursor),
+        "config": as_json(name, "config", config),
+        "leaves": {key: leaves.described(leaf) for key, leaf in named.items()},
+        "keys": {k: str(jax.random.key_impl(leaf)) for k, leaf in named.items() if leaves.is_key(leaf)},
+        "metrics": {key: float(value) for key, value in (metrics or {}).items()},
+    }
+    return record, arrays
+
+
+def writer(unfinished: Callable[[], Path], barrier: Callable[..., None] | None) -> Any:
     """A checkpointer that copies what it is given and writes it in a thread.
 
     Args:
         unfinished: The folder, still under its temporary name, that holds what was written.
+        barrier: Called with `key` and `timeout_ms` by the threads of several processes, when all have written and when
+            process 0 has completed the checkpoint.
     """
     ocp = _orbax()
 
@@ -44,7 +70,7 @@ def writer(unfinished: Callable[[], Path]) -> Any:
         path = unfinished()
         (path / _SUMS).write_text(json.dumps({str(file.relative_to(path)): _checksum(file) for file in _files(path)}))
 
-    options = ocp.options.AsyncOptions(post_finalization_callback=add_checksums)
+    options = ocp.options.AsyncOptions(post_finalization_callback=add_checksums, barrier_sync_fn=barrier)
     return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
 
 
@@ -91,8 +117,10 @@ def read_state(path: Path, template: dict[str, Any], keys: dict[str, str]) -> li
     }
     stored: dict[str, Any] = {}
     if full:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            stored = reader.restore(str(path / _STATE), args=ocp.args.PyTreeRestore(restore_args=arguments))
+        # The handler without a checkpointer, which would have all processes wait for one that fails.
+        reader = ocp.PyTreeCheckpointHandler()
+        stored = reader.restore(path / _STATE, args=ocp.args.PyTreeRestore(restore_args=arguments))
+        reader.close()
     stored |= {name: leaves.empty(leaf) for name, leaf in template.items() if name not in full}
     return [leaves.from_stored(leaf, stored[name], keys.get(name)) for name, leaf in template.items()]
 

@@ -43,14 +43,19 @@ def described(leaf: Any) -> str:
     return f"{array.dtype}[{','.join(map(str, array.shape))}]"
 
 
-def to_stored(function: str, name: str, leaf: Any) -> Any:
-    """The array that stands for a leaf on disk: of a key its data, of a Python number a NumPy array."""
+def to_stored(function: str, name: str, leaf: Any, several: bool = False) -> Any:
+    """The array that stands for a leaf on disk: of a key its data, of a Python number a NumPy array.
+
+    Where there are `several` processes, arrays on the devices of one become NumPy's, of which process 0 writes its own.
+    """
     if is_key(leaf):
-        return jax.random.key_data(leaf)
+        leaf = jax.random.key_data(leaf)
     array: Any = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
     if array.dtype.kind not in "biufc" and str(array.dtype) not in _EXTENDED:
         condition = "a tree of arrays and numbers of dtypes that Orbax stores"
         checks.reject(function, "state", condition, f"{described(leaf)} at {name}", "cast or drop it", TypeError)
+    if several and isinstance(array, jax.Array) and array.is_fully_addressable:
+        return np.array(array)  # a copy, since the buffer may be donated
     return array if isinstance(array, jax.Array) else np.asarray(array)
 
 
@@ -84,12 +89,21 @@ def from_stored(template: Any, stored: Any, implementation: str | None) -> Any:
         return stored[()]
     if isinstance(template, np.ndarray):
         return stored
-    # A copy: JAX may take over memory of NumPy, and the next step is going to overwrite it.
-    array: Any = jnp.array(stored)
-    if is_key(template):
-        array = cast("Any", jax.random.wrap_key_data(array, impl=implementation))
-    elif getattr(template, "weak_type", False):
-        # A weak dtype decides how later steps promote; `at` is the public way to set values and keep it.
-        array = jnp.full(array.shape, array.dtype.type(0).item()).at[...].set(array)
+
+    def made(values: Any) -> jax.Array:
+        # A copy: JAX may take over memory of NumPy, and the next step is going to overwrite it.
+        array: Any = jnp.array(values)
+        if is_key(template):
+            return cast("Any", jax.random.wrap_key_data(array, impl=implementation))
+        if getattr(template, "weak_type", False):
+            # A weak dtype decides how later steps promote; `at` is the public way to set values and keep it.
+            return jnp.full(array.shape, array.dtype.type(0).item()).at[...].set(array)
+        return array
+
     place = sharding(template)
-    return array if place is None else jax.device_put(array, place)
+    if place is None:
+        return made(stored)
+    if place.is_fully_addressable:
+        return jax.device_put(made(stored), place)
+    # To devices of other processes only a program can put a key.
+    return cast("Any", jax.jit(made, out_shardings=place))(np.asarray(stored))
