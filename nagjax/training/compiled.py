@@ -10,7 +10,7 @@ from nagjax.training.device_data import DeviceData
 from nagjax.training.loops import Carry, OverData, Repeated, Stacked
 from nagjax.training.metrics import Metrics
 from nagjax.training.prefetch import to_device
-from nagjax.training.sharding.layout import Layout
+from nagjax.training.sharding.layout import Layout, check_layout
 from nagjax.training.state import TrainState
 from nagjax.training.step import TrainStep
 from nagjax.types import PyTree
@@ -66,6 +66,7 @@ def compiled(step: TrainStep, *, steps_per_call: int = 1, donate: bool = True, l
         True
     """
     checks.whole("compiled", "steps_per_call", steps_per_call, 1, "1 dispatches every step by itself")
+    check_layout("compiled", layout)
     if steps_per_call > 1:
         stacked = Stacked(step, steps_per_call, layout, donate=donate)
 
@@ -133,6 +134,7 @@ def compiled_epoch(
     checks.whole("compiled_epoch", "steps", count, 1, "None takes a whole epoch")
     checks.at_most("compiled_epoch", "steps", count, "the steps of an epoch", whole, "call it once an epoch")
 
+    check_layout("compiled_epoch", layout)
     loop = OverData(step, data, layout, donate=donate)
 
     def epoch(state: TrainState, metrics: Metrics | None = None) -> Carry:

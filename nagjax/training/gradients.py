@@ -56,7 +56,7 @@ def mean_loss(
         local = params if axis_name is None else _local(axis_name, params)
         result = loss_fn(local, *args)
         loss: jax.Array = result[0] if has_aux else result
-        _check_loss(name, params, loss, axis_name)
+        check_loss(name, params, loss, axis_name)
         if axis_name is None:
             return result
         _check_examples(name, loss_fn, axis_name, params, *args)
@@ -142,7 +142,8 @@ _local.defvjp(_local_forward, _local_backward)
 _mean_of_local.defvjp(_mean_forward, _mean_backward)
 
 
-def _check_loss(function: str, params: PyTree, loss: jax.Array, axis_name: AxisName | None) -> None:
+def check_loss(function: str, params: PyTree, loss: jax.Array, axis_name: AxisName | None) -> None:
+    """Raise ValueError where types say that the gradient of this loss is not averaged over the right axes."""
     over = tracked(axis_name)
     own = _over_any(params)
     if both := sorted(over & own):
@@ -168,9 +169,20 @@ def _check_examples(
         return jax.tree.leaves(loss_fn(params, *args))[0]
 
     (traced,) = jax.make_jaxpr(loss)().out_avals
-    if same := sorted(over - frozenset(traced.mat.varying)):
+    _refuse_same(function, "args", over - frozenset(traced.mat.varying))
+
+
+def check_batch(function: str, batch: PyTree, axis_name: AxisName | None) -> None:
+    """Raise ValueError where types say that all devices have the same batch."""
+    _refuse_same(function, "batch", tracked(axis_name) - _over_any(batch))
+
+
+def _refuse_same(function: str, argument: str, axes: frozenset[Any]) -> None:
+    """Raise ValueError if an argument is the same over some axes."""
+    if axes:
         remedy = "split the batch over the axis (in_specs)"
-        checks.reject(function, "args", "different examples on each device", f"the same on all of {same}", remedy)
+        found = f"the same on all of {sorted(axes)}"
+        checks.reject(function, argument, "different examples on each device", found, remedy)
 
 
 def _over_any(tree: PyTree) -> frozenset[Any]:

@@ -19,7 +19,7 @@ from nagjax.training.functional import LossFn, Model
 from nagjax.training.progress import Progress, formatted
 from nagjax.training.reports import Callback, Record
 from nagjax.training.run import EvalFn, Evaluation, Run
-from nagjax.training.sharding.layout import Layout
+from nagjax.training.sharding.layout import Layout, check_layout
 from nagjax.training.signals import Interrupts
 from nagjax.training.state import Point, StepOptions, TrainState
 from nagjax.training.step import TrainStep
@@ -140,6 +140,7 @@ def fit(
     for argument, value in (("steps_per_epoch", steps_per_epoch), ("steps_per_call", steps_per_call)):
         if value is not None:
             checks.whole(name, argument, value, 1, "None takes the default")
+    check_layout(name, layout)
     step = TrainStep(model, loss_fn, tx, **options)
     if isinstance(data, DeviceData):
         if steps_per_epoch is not None:

@@ -14,7 +14,7 @@ from nagjax.mapped import AxisName, varying
 from nagjax.scalars import scalar_dtype
 from nagjax.training.convolutions import slow_in_loops
 from nagjax.training.functional import LOSS, OVERFLOWED, SKIPPED, Functional, LossFn, Model, Module, Plain, Values
-from nagjax.training.gradients import check_axis, mean, mean_loss
+from nagjax.training.gradients import check_axis, check_batch, check_loss, mean, mean_loss
 from nagjax.training.precision import LossScale, all_finite
 from nagjax.training.state import NonFinite, Point, TrainState
 from nagjax.types import PyTree
@@ -167,6 +167,7 @@ class TrainStep:
         parts = batch if self.accumulate == 1 else jax.tree.map(self._split, batch)
         axis_name = self.axis_name
         check_axis("TrainStep", axis_name)
+        check_batch("TrainStep", batch, axis_name)
         before = self._model.local(state.rest)
         own, rest = self._mean(self._gradient(state, varying(state.params, axis_name)), before, parts)
         (values, grads), rest = mean(varying(own, axis_name), axis_name), self._model.shared(rest)
@@ -237,6 +238,7 @@ class TrainStep:
 
         def objective(params: PyTree, rest: PyTree, part: PyTree) -> tuple[jax.Array, tuple[PyTree, Values]]:
             loss, aux = self._model.loss(params, rest, part)
+            check_loss("TrainStep", state.params, loss, self.axis_name)
             return loss if scaling is None else loss * scaling.scale.astype(loss.dtype), aux
 
         def gradient(rest: PyTree, part: PyTree) -> tuple[PyTree, PyTree]:

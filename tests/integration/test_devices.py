@@ -192,6 +192,28 @@ def test_a_gradient_that_is_not_finite_on_one_device_is_left_out_on_all(check_vm
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), PARAMS)
 
 
+def averaged(params, batch):
+    loss, values = loss_fn(params, batch)
+    return jax.lax.pmean(loss, "data"), values
+
+
+@pytest.mark.parametrize(
+    ("loss", "axis_name", "batch_spec", "message"),
+    [
+        (averaged, "data", SPLIT, "loss_fn must be the loss of one device's examples"),
+        (loss_fn, None, SPLIT, r"axis_name must be all axes over which the loss differs, got None; .*\['data'\] too"),
+        (loss_fn, "data", WHOLE, r"batch must be different examples on each device, got .*\['data'\]"),
+        (loss_fn, "workers", SPLIT, "axis_name must be a mapped axis, or None, got 'workers'"),
+    ],
+)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_whose_gradients_would_not_be_a_mean_is_refused(accumulate, loss, axis_name, batch_spec, message):
+    step = TrainStep(PARAMS, loss, nagjax.nesterov(0.1), axis_name=axis_name, accumulate=accumulate)
+    run = jax.shard_map(step, mesh=mesh_of(), in_specs=(WHOLE, batch_spec), out_specs=WHOLE)
+    with pytest.raises(ValueError, match=f"TrainStep: {message}"):
+        jax.jit(run)(step.init(), (X[0], Y[0]))
+
+
 def lasso():
     matrix = rng.normal(size=(64, 16))
     return matrix, matrix @ np.r_[np.ones(4), np.zeros(12)] + 0.1 * rng.normal(size=64)

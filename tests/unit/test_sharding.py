@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import nagjax
-from nagjax import outer, reductions, restart, storage
+from nagjax import outer, reductions, restart, storage, training
 from nagjax.training import TrainStep, sharding
 
 DEVICES = 8
@@ -157,6 +157,25 @@ def test_results_stay_in_their_places_on_meshes_of_both_types(kind):
     assert buffer_of(places.opt_state)["w"].spec == P("data", None)
     assert places.params["w"].is_fully_replicated
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(step.init()))
+
+
+def test_states_without_buffers_empty_arrays_and_histories_are_placed_too(mesh):
+    params = {"w": np.ones((16, 4), np.float32), "none": np.ones((0, 8), np.float32)}
+    params = jax.device_put(params, sharding.param_sharding(params, mesh))
+    assert jax.tree.leaves(sharding.init_sharded(optax.sgd(0.1), params, axis="data")) == []
+    assert specs_of(sharding.param_sharding(params, mesh, "data")) == {"w": P("data", None), "none": P(None, None)}
+    memory = sharding.state_sharding(optax.lbfgs(memory_size=5), params, "data")
+    assert specs_of(optax.tree_utils.tree_get(memory, "diff_params_memory"))["w"] == P(None, "data", None)
+
+
+def test_what_is_no_mesh_or_no_layout_is_refused(mesh):
+    step = TrainStep({"w": jnp.ones(8)}, lambda params, x: jnp.sum(params["w"] * x), nagjax.nesterov(0.1))
+    with pytest.raises(TypeError, match=r"Layout: mesh must be a jax.sharding.Mesh, got .*jax.make_mesh"):
+        sharding.zero1(jax.devices())
+    with pytest.raises(TypeError, match=r"compiled: layout must be a Layout or None, got Mesh.*data_parallel\(mesh\)"):
+        training.compiled(step, layout=mesh)
+    with pytest.raises(TypeError, match="fit: layout must be a Layout or None"):
+        training.fit({"w": jnp.ones(8)}, lambda params, x: jnp.sum(params["w"]), nagjax.nesterov(0.1), [], layout=mesh)
 
 
 def test_unplaced_parameters_and_unknown_axes_are_refused(mesh):

@@ -1,7 +1,7 @@
 """Layouts of data-parallel training on a mesh: replicated, ZeRO-1 and FSDP."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,9 @@ class Layout:
     state_axis: str | None  # over which buffers of the optimizer's state are cut
 
     def __post_init__(self) -> None:
+        if not isinstance(cast("Any", self.mesh), Mesh):
+            remedy = 'make one: jax.make_mesh((jax.device_count(),), ("data",))'
+            checks.reject("Layout", "mesh", "a jax.sharding.Mesh", self.mesh, remedy, TypeError)
         if self.axis not in self.mesh.axis_names:
             checks.reject("Layout", "axis", f"one of {self.mesh.axis_names}", self.axis, "name an axis of the mesh")
 
@@ -107,6 +110,13 @@ def fsdp(mesh: Mesh, axis: str = "data") -> Layout:
         models", 2020, section 5.3 (P_os+g+p).
     """
     return Layout(mesh, axis, axis, axis)
+
+
+def check_layout(function: str, layout: object) -> None:
+    """Raise TypeError where this is neither a layout nor None."""
+    if layout is not None and not isinstance(layout, Layout):
+        remedy = "pass sharding.data_parallel(mesh), say"
+        checks.reject(function, "layout", "a Layout or None", layout, remedy, TypeError)
 
 
 def _at(shape: jax.ShapeDtypeStruct, place: NamedSharding) -> Any:

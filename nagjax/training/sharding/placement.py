@@ -116,8 +116,7 @@ def pinned(function: Callable[..., Any], places: PyTree, **options: Any) -> Any:
     Without it parameters would take the sharding of the state that they are updated from. Inside, all axes are of type
     Auto: code that is written for one device runs on meshes with explicit axes too.
     """
-    mesh = jax.tree.leaves(places)[0].mesh
-    explicit = AxisType.Explicit in mesh.axis_types
+    explicit = any(AxisType.Explicit in place.mesh.axis_types for place in jax.tree.leaves(places)[:1])
     inner = cast("Any", jax.sharding).auto_axes(function, out_sharding=places) if explicit else function
     return jax.jit(inner, out_shardings=places, **options)
 
@@ -179,10 +178,10 @@ def bytes_per_device(tree: PyTree) -> int:
 def _cut(shape: tuple[int, ...], given: Spec, mesh: Mesh, axis: str | None) -> Spec:
     """A spec, cut over `axis` too where an axis of the shape is free and divided by it."""
     spec = (*given, *(None for _ in shape))[: len(shape)]
-    if axis is None or axis in jax.tree.leaves(spec):
+    if axis is None or axis in jax.tree.leaves(spec) or 0 in shape:
         return spec
     for dimension, (size, over) in enumerate(zip(shape, spec, strict=True)):
-        if over is None and size and size % mesh.shape[axis] == 0:
+        if over is None and size % mesh.shape[axis] == 0:
             return (*spec[:dimension], axis, *spec[dimension + 1 :])
     return spec
 
@@ -191,6 +190,8 @@ def _followed(shape: tuple[int, ...], parameter: tuple[int, ...], spec: Spec, me
     """The spec of a buffer that belongs to a parameter of this shape and spec; () where it cannot follow."""
     if shape == parameter or shape == (*parameter, 2):  # complex numbers may be pairs in a trailing axis
         return spec
+    if shape[1:] == parameter:  # a history of buffers
+        return (None, *spec)
     if len(shape) not in (len(parameter), len(parameter) + 1) or not parameter:
         return ()
     # Scales of blocks: as long as the parameter up to an axis, then 1, and the number of blocks in place of the last.
