@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 
 from nagjax import trees
 from nagjax.types import PyTree
@@ -41,6 +42,16 @@ def varying_like(tree: PyTree, reference: PyTree) -> PyTree:
         return _marked(leaf, differs_over(other))
 
     return trees.map_present(mark, tree, reference)
+
+
+def everywhere(flag: jax.Array) -> jax.Array:
+    """Whether a flag is true on all devices of `shard_map` or `pmap` on which it may differ.
+
+    A conditional that decides otherwise on one device waits for ever where its branches communicate.
+    """
+    axes = jax.sharding.get_abstract_mesh().manual_axes
+    unequal = tuple(axis for axis in axes if not tracked(axis) or axis in differs_over(flag))
+    return jax.lax.pmin(flag.astype(jnp.int32), unequal) == 1 if unequal else flag
 
 
 def _marked(leaf: jax.Array, axes: frozenset[Any]) -> jax.Array:

@@ -10,6 +10,7 @@ import optax
 from jax.typing import ArrayLike
 
 from nagjax import checks, trees
+from nagjax.mapped import varying_like
 from nagjax.momentum.classical import as_momentum
 from nagjax.scalars import Schedule, as_scalar, increment, scalar_dtype
 from nagjax.storage import decode, full, scaled, where
@@ -144,7 +145,9 @@ def accelerate(
                 terms.append(((1 - keep) * (gain - readout), proposed))
             readout, age = keep * readout, jnp.where(flag, 0, increment(state.age))
 
-        new_state = AccelerateState(stored, readout, age, momentum_carry, restart_carry)
+        # Constants too stay of the type that `shard_map` has for them in the state.
+        kept = varying_like((readout, momentum_carry, restart_carry), (state.readout, state.momentum, state.restart))
+        new_state = AccelerateState(stored, kept[0], age, *kept[1:])
         return trees.map_present(_as_dtype_of, updates, trees.combine(*terms)), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)

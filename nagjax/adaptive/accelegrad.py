@@ -8,7 +8,7 @@ import optax
 from jax.typing import ArrayLike
 
 from nagjax import checks, trees
-from nagjax.mapped import AxisName
+from nagjax.mapped import AxisName, varying_like
 from nagjax.momentum.universal import accelegrad as rule
 from nagjax.momentum.universal import weight
 from nagjax.reductions import inner_product, squared_norm
@@ -163,7 +163,7 @@ def accelegrad(
         square = squared_norm(updates, axis_name)
         total = state.gradient_sum + weight(state.inner.age) ** 2 * square
         if distance is not None:
-            longest = as_scalar(distance)
+            longest = varying_like(as_scalar(distance), state.distance)
             step_size = _quotient(2 * longest, total)
             step = trees.like(updates, pairs.step_of(None, updates, updates, step_size))
             moved, inner = following.update(step, state.inner, params, **extra)

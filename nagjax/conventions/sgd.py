@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 
 from nagjax import checks, trees
 from nagjax.descent import scale_by_learning_rate
+from nagjax.mapped import varying_like
 from nagjax.momentum.classical import constant, heavy_ball
 from nagjax.scalars import as_scalar, increment, scalar_dtype, value_at
 from nagjax.storage import full, scaled
@@ -135,7 +136,7 @@ def pytorch_sgd(
         buffer = trees.map_present(accumulate, gradients, previous)
         new_state = PytorchSgdState(
             momentum_buffer=storage.encode(buffer, state.momentum_buffer),
-            readout=-rate * decay if nesterov else jnp.zeros_like(rate),
+            readout=varying_like(-rate * decay if nesterov else jnp.zeros_like(rate), state.readout),
             age=increment(state.age),
             step=increment(state.step),
         )

@@ -105,8 +105,8 @@ def compressed_sum(tree: PyTree, residual: PyTree, wire: Wire, axis_name: AxisNa
     """
     owed = trees.add(tree, residual)
     vector = trees.ravel(owed)
-    if not vector.size:
-        return owed, residual
+    if not vector.size:  # nothing travels, and what is returned is the same on all workers
+        return trees.map_present(_empty, owed), residual
     workers = jax.lax.axis_size(axis_name)
     length = -(-vector.size // (workers * wire.multiple)) * wire.multiple
     rows = jnp.pad(vector, (0, workers * length - vector.size)).reshape(workers, length)
@@ -122,6 +122,10 @@ def compressed_sum(tree: PyTree, residual: PyTree, wire: Wire, axis_name: AxisNa
     late = jnp.where(own, (part - wire.decode(returned).astype(dtype))[None], 0)
     error = (rows - wire.decode(sent).astype(dtype) + late).reshape(-1)[: vector.size]
     return trees.unravel(owed, summed), trees.merged(residual, trees.unravel(owed, error))
+
+
+def _empty(leaf: jax.Array) -> jax.Array:
+    return jnp.zeros(leaf.shape, leaf.dtype)
 
 
 def _gathered(row: jax.Array, axis_name: AxisName) -> jax.Array:

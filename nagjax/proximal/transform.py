@@ -8,6 +8,7 @@ import optax
 from jax.typing import ArrayLike
 
 from nagjax import checks, trees
+from nagjax.mapped import varying_like
 from nagjax.proximal.prox import Prox
 from nagjax.scalars import Schedule, as_scalar, evaluate, increment, scalar_dtype
 from nagjax.types import PyTree
@@ -82,7 +83,9 @@ def step(prox: Prox, step_size: ArrayLike | Schedule | None = None) -> optax.Gra
         updates, params = trees.as_arrays(updates), trees.as_arrays(params)
         proposed = prox.prox(trees.add(trees.wide(updates, updates), params), s)
         updates = trees.like(updates, trees.difference(proposed, params))
-        return updates, state if step_size is None else ProximalStepState(increment(state.steps), s)
+        if step_size is None:
+            return updates, state
+        return updates, ProximalStepState(increment(state.steps), varying_like(s, state.step_size))
 
     return optax.GradientTransformationExtraArgs(init, update)
 

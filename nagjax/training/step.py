@@ -10,7 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from nagjax import answers, checks, trees
-from nagjax.mapped import AxisName, varying
+from nagjax.mapped import AxisName, everywhere, varying, varying_like
 from nagjax.scalars import scalar_dtype
 from nagjax.training.convolutions import slow_in_loops
 from nagjax.training.functional import LOSS, OVERFLOWED, SKIPPED, Functional, LossFn, Model, Module, Plain, Values
@@ -56,7 +56,10 @@ class TrainStep:
             "stop": as "skip", and `fit` ends.
         axis_name: Axis of `jax.pmap` or `jax.shard_map` inside which the step is called, with other examples and equal
             states on all devices. Gradients, values to report and floating variables of the model (BatchNorm) are then
-            means over it, and every device draws random numbers of its own. None under `jit`, sharded or not.
+            means over it, and every device draws random numbers of its own. None under `jit`, sharded or not. Over
+            other axes, on which parameters differ, all devices leave a step out that one of them has to: a scalar is
+            exchanged in every step. For workers of `outer.diloco` rather put `optax.apply_if_finite` around the inner
+            optimizer.
 
     Raises:
         TypeError: An argument is of a wrong type.
@@ -190,7 +193,7 @@ class TrainStep:
         if self.nonfinite == "ignore" and state.scaling is None:
             params, rest, opt_state = update()
             return TrainState(params, rest, opt_state, state.step + 1, None), values
-        finite = all_finite(grads)
+        finite = everywhere(all_finite(grads))
         overflowed = ~finite & (jnp.bool_(False) if state.scaling is None else state.scaling.scale > 1)
 
         def keep() -> tuple[PyTree, PyTree, PyTree]:
@@ -200,8 +203,11 @@ class TrainStep:
                 opt_state = cast("Any", jax.lax.cond(overflowed, lambda: opt_state, lambda: restarted))
             return state.params, state.rest, opt_state
 
+        def alike(branch: Callable[[], tuple[PyTree, ...]]) -> Callable[[], tuple[PyTree, ...]]:
+            return lambda: varying_like(branch(), (state.params, state.rest, state.opt_state))
+
         updates = finite if self.nonfinite != "ignore" else ~overflowed
-        params, rest, opt_state = cast("Any", jax.lax.cond(updates, update, keep))
+        params, rest, opt_state = cast("Any", jax.lax.cond(updates, alike(update), alike(keep)))
         dtype = scalar_dtype()
         if self.nonfinite != "ignore":
             values = values | {SKIPPED: (~finite & ~overflowed).astype(dtype)}

@@ -12,7 +12,8 @@ from jax.sharding import PartitionSpec as P
 
 import nagjax
 from nagjax import storage
-from tests.catalogue import STORAGES, THREE, named, over
+from nagjax.mapped import differs_over
+from tests.catalogue import METHODS, STORAGES, THREE, named, over
 from tests.contract.support import RATE, close, compiled, same_bits, trees
 
 tree_get = optax.tree_utils.tree_get
@@ -106,3 +107,21 @@ def test_the_gradient_restart_sums_over_all_devices(mesh):
     program = jax.jit(tx.update).lower(params, tx.init(params)).compile().as_text()
     assert set(COLLECTIVE.findall(program)) == {"all-reduce"}
     assert re.findall(r"= (\S+) all-reduce", program) == ["f64[]"]
+
+
+@over(METHODS)
+def test_states_of_workers_keep_the_types_that_shard_map_gives_them(method, mesh):
+    tx, params = optax.with_extra_args_support(method.make(RATE)), trees(SHAPES)
+    workers = jax.tree.map(lambda leaf: jnp.stack([leaf] * 8), (params, tx.init(params)))
+    axes = P(("data", "model"))
+
+    def check(workers):
+        params, state = jax.tree.map(lambda leaf: leaf[0], workers)
+        value = jnp.sum(params["bias"])
+        _, after = tx.update(params, state, params, value=value, grad=params, value_fn=lambda _: value)
+        jax.tree.map(lambda old, new: types.append((differs_over(old), differs_over(new))), state, after)
+        return workers
+
+    types = []
+    jax.eval_shape(jax.shard_map(check, mesh=mesh, in_specs=axes, out_specs=axes), workers)
+    assert set(types) == {(frozenset({"data", "model"}),) * 2}

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import nagjax
-from nagjax import proximal, restart, solve, storage, training
+from nagjax import outer, proximal, restart, solve, storage, training
 from nagjax.training import TrainStep, sharding
 
 DEVICES, STEPS = 8, 20
@@ -190,6 +190,44 @@ def test_a_gradient_that_is_not_finite_on_one_device_is_left_out_on_all(check_vm
     state, values = jax.jit(jax.shard_map(step, **specs))(step.init(), (x, Y[0]))
     assert values["skipped"] == 1
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), PARAMS)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("tx", ["outer", "inside"])
+def test_workers_leave_a_step_out_together_or_each_alone_and_never_wait_for_ever(tx, check_vma, standard_promotion):
+    inner = nagjax.nesterov(0.1)
+    inner = optax.apply_if_finite(inner, 5) if tx == "inside" else inner
+    optimizer = outer.diloco(inner, optax.sgd(1.0), period=2, axis_name="workers")
+    policy = "skip" if tx == "outer" else "ignore"
+    step = TrainStep(PARAMS, loss_fn, optimizer, nonfinite=policy, axis_name="data")
+    mesh = jax.make_mesh((2, 4), ("workers", "data"), axis_types=(AxisType.Auto,) * 2)
+    own, shared = P("workers"), P()
+    specs = training.TrainState(own, own, outer.per_worker(own, shared), shared, shared)
+
+    def local(function, state):
+        state = state._replace(params=jax.tree.map(function, state.params))
+        return state._replace(opt_state=outer.map_per_worker(function, state.opt_state))
+
+    def train(state, batch):
+        state, values = step(local(lambda leaf: leaf[0], state), batch)
+        return local(lambda leaf: leaf[None], state), values.get("skipped", values["loss"])[None]
+
+    split = P(("workers", "data"))
+    run = jax.shard_map(train, mesh=mesh, in_specs=(specs, split), out_specs=(specs, P("workers")), check_vma=check_vma)
+    x = X[0].copy()
+    x[3] = np.nan  # of the first worker
+    state = local(lambda leaf: jnp.stack([leaf] * 2), step.init())
+    after, skipped = jax.jit(run)(state, (x, Y[0]))
+    moved = [bool(jnp.any(after.params["out"]["kernel"][worker] != PARAMS["out"]["kernel"])) for worker in range(2)]
+    if tx == "outer":
+        assert skipped.tolist() == [1, 1]
+        assert moved == [False, False]
+        assert after.opt_state.step == 0
+    else:
+        assert moved == [False, True]
+        assert after.opt_state.step == 1
+    after, _ = jax.jit(run)(after, (X[1], Y[1]))
+    assert np.all(np.isfinite(after.params["out"]["kernel"]))
 
 
 def averaged(params, batch):
