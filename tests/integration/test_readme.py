@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -45,14 +46,21 @@ def test_the_example_of_surgery_leaves_the_head_at_rest_and_slows_the_body():
 
 
 @pytest.mark.usefixtures("single_precision", "standard_promotion")
-def test_the_example_of_training_runs_as_it_stands():
-    (example,) = (block for block in blocks() if "training.fit(" in block)
+def test_the_examples_of_training_on_one_device_and_on_eight_run_as_they_stand(capsys):
+    example, on_eight = (block for block in blocks() if "training.fit(" in block)
     names = {}
     exec(example, names)
     evaluations = [record for record in names["fit"].history if record.kind == "eval"]
     assert evaluations[-1].metrics["accuracy"] > 0.88
     names["model"].eval()
     assert names["evaluate"](names["model"])["loss"] == pytest.approx(evaluations[-1].metrics["loss"], rel=1e-4)
+
+    exec(on_eight, names)
+    assert names["fit"].history[-1].metrics["loss"] < 1.0
+    printed = capsys.readouterr().out.split(" ", 1)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(names["fit"].state.params))
+    assert 4 * parameters / 8 <= int(printed[0]) < 4 * parameters / 7
+    assert "readout" in printed[1]
 
 
 def test_every_name_in_the_tables_exists():
