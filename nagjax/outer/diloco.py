@@ -64,7 +64,7 @@ def diloco(
         wire: `outer.wire.bfloat16()` or `outer.wire.int8()`: displacements travel in 16 or 8 bits, rounded to the
             nearest, and the errors of all roundings are sent later (error feedback). Complex leaves travel as pairs.
             Under `shard_map` and `pmap` the compiled program moves that many bits; under `vmap` over a sharded axis
-            XLA's partitioner chooses what to move. There, workers have one axis and not several.
+            XLA's partitioner chooses, and moves more than without a wire. There, workers have one axis.
         phase: As in `periodic`; "start" begins one step before the end of a period.
         reset_inner: As in `periodic`; with fragments or a delay it is refused.
         slow_dtype: As in `periodic`.
@@ -114,7 +114,9 @@ def diloco(
     checks.whole(_NAME, "delay", delay, 0, "give the number of inner steps that a reduction may take")
     checks.fraction(_NAME, "mixing", mixing, "0 lands on the slow weights; the paper uses 0.5 with a delay")
     if groups.size > 1 or delay:
-        checks.whole(_NAME, "period", period, max(groups.size, delay + 1), "give a longer period, a Python number")
+        checks.whole(
+            _NAME, "period", period, max(groups.size, delay + 1), "give a longer period, as a number, or less of both"
+        )
         if reset_inner:
             remedy = "the inner state belongs to all fragments, and steps go on during a delay"
             checks.reject(_NAME, "reset_inner", "False with fragments or a delay", reset_inner, remedy)

@@ -142,7 +142,11 @@ def keep_workers(
     def rows(leaf: Any, fresh: Any, where: Any = new) -> jax.Array:
         chosen = jnp.asarray(leaf)[old]
         flags = where.reshape(-1, *[1] * (chosen.ndim - 1))
-        return jnp.where(flags, jnp.asarray(fresh).astype(chosen.dtype), chosen) if where.any() else chosen
+        if not where.any():
+            return chosen
+        new_rows = jnp.asarray(fresh)
+        # Keys have no cast.
+        return jnp.where(flags, new_rows if new_rows.dtype == chosen.dtype else new_rows.astype(chosen.dtype), chosen)
 
     def owed(leaf: Any) -> jax.Array:
         return rows(leaf, 0, again)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from nagjax import checks
-from nagjax.training.sharding.placement import put
+from nagjax.training.placement import put
 from nagjax.types import PyTree
 
 Augment = Callable[[jax.Array, PyTree], PyTree]
@@ -58,6 +58,13 @@ class DeviceData:
         checks.whole(name, "seed", seed, 0, "0 is usual")
         self.arrays: PyTree = put(arrays, sharding)
         self.batch_size, self.seed, self.augment = batch_size, seed, augment
+
+    def check_place(self, place: jax.sharding.Sharding) -> None:
+        """Raise ValueError if the arrays have been put on other devices."""
+        for leaf in jax.tree.leaves(self.arrays):
+            if leaf.committed and leaf.sharding.device_set != place.device_set:
+                remedy = "pass sharding=layout.whole"
+                checks.reject("DeviceData", "sharding", "on the devices of the layout", leaf.sharding, remedy)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -14,10 +14,10 @@ import numpy as np
 from nagjax import checks
 from nagjax.training.compiled import Train, compiled
 from nagjax.training.device_data import DeviceData
+from nagjax.training.layout import Layout
 from nagjax.training.loops import Carry, OverData
 from nagjax.training.metrics import Metrics
 from nagjax.training.prefetch import Prefetch, own, to_device
-from nagjax.training.sharding.layout import Layout
 from nagjax.training.state import TrainState
 from nagjax.training.step import TrainStep
 from nagjax.types import PyTree

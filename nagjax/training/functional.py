@@ -9,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from nagjax import checks
-from nagjax.mapped import AxisName, varying
+from nagjax.mapped import AxisName, differs_over, tracked, varying
 from nagjax.scalars import scalar_dtype
 from nagjax.training.gradients import mean
 from nagjax.training.precision import cast_floating
@@ -95,6 +95,11 @@ class Module:
     def shared(self, rest: PyTree) -> PyTree:
         """Statistics are means over devices."""
         frozen, others = rest
+        for path, leaf in cast("Any", jax.tree_util.tree_leaves_with_path(others)):
+            if not jnp.issubdtype(leaf.dtype, jnp.floating) and tracked(self._axis) & differs_over(leaf):
+                found = f"{leaf.dtype} at {jax.tree_util.keystr(path)}, which depends on the batch"
+                condition = "one whose variables that depend on the batch are floating-point"
+                checks.reject(self._function, "model", condition, found, "report it from loss_fn, or make it a float")
         return frozen, _map_floating(mean, others, self._axis)
 
     def merge(self, params: PyTree, rest: PyTree) -> nnx.Module:

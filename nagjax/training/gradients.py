@@ -5,15 +5,15 @@ from functools import partial
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
-from nagjax import checks
+from nagjax import checks, trees
 from nagjax.mapped import AxisName, differs_over, tracked, varying
 from nagjax.types import PyTree
 
-# The transpose of a mean over devices is another thing under `shard_map` (which tracks what differs between devices)
-# than under `pmap` and `check_vma=False` (which do not). So neither mean below is ever transposed: each has the
-# backward pass written beside it, and both are right in all of them.
+# The transpose of a mean over devices is right where `shard_map` tracks what differs between devices, and nowhere else.
+# There the two functions at the end, each the backward pass of the other, take its place.
 
 
 def mean_loss(
@@ -33,7 +33,8 @@ def mean_loss(
         has_aux: Whether `loss_fn` returns `aux` too: a tree of floating-point arrays to average.
 
     Returns:
-        A function of the arguments of `loss_fn`.
+        A function of the arguments of `loss_fn`, for reverse-mode derivatives of any order; for forward mode too where
+        `shard_map` tracks what differs.
 
     Raises:
         ValueError: When it is traced: `axis_name` is not a mapped axis; or, where `shard_map` tracks it, the
@@ -53,14 +54,15 @@ def mean_loss(
     def mean_fn(params: PyTree, *args: Any) -> Any:
         name = "sharding.mean_loss"
         check_axis(name, axis_name)
-        local = params if axis_name is None else _local(axis_name, params)
+        known = bool(tracked(axis_name))
+        local = varying(params, axis_name) if axis_name is None or known else _local(axis_name, params)
         result = loss_fn(local, *args)
         loss: jax.Array = result[0] if has_aux else result
         check_loss(name, params, loss, axis_name)
         if axis_name is None:
             return result
         _check_examples(name, loss_fn, axis_name, params, *args)
-        mean_of_losses = _mean_of_local(axis_name, loss)
+        mean_of_losses = _pmean(loss, axis_name) if known else _mean_of_local(axis_name, loss)
         return (mean_of_losses, mean(varying(result[1], axis_name), axis_name)) if has_aux else mean_of_losses
 
     return mean_fn
@@ -92,11 +94,14 @@ def mean(tree: PyTree, axis_name: AxisName | None) -> PyTree:
         return tree
     check_axis("sharding.mean", axis_name)
     for path, leaf in cast("Any", jax.tree_util.tree_leaves_with_path(tree)):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            found = f"{leaf.dtype} at {jax.tree_util.keystr(path) or 'the array'}"
+            checks.reject("sharding.mean", "tree", "floating-point or complex", found, "cast it, or leave it out")
         if same := sorted(tracked(axis_name) - differs_over(leaf)):
             remedy = "take gradients with sharding.value_and_grad; JAX has summed these over the axis already"
             found = f"the same on all of {', '.join(map(repr, same))} at {jax.tree_util.keystr(path) or 'the array'}"
             checks.reject("sharding.mean", "tree", "different on different devices", found, remedy)
-    return lax.pmean(tree, axis_name)
+    return _pmean(tree, axis_name)
 
 
 def check_axis(function: str, axis_name: AxisName | None) -> None:
@@ -110,32 +115,43 @@ def check_axis(function: str, axis_name: AxisName | None) -> None:
         checks.reject(function, "axis_name", "a mapped axis, or None", axis_name, remedy)
 
 
+def _pmean(tree: PyTree, axis_name: AxisName) -> PyTree:
+    """The mean, in at least 32 bits: the sum of float16 numbers may be too large for one."""
+
+    def average(leaf: jax.Array) -> jax.Array:
+        wide: jax.Array = lax.pmean(leaf.astype(trees.compute_dtype(leaf.dtype)), axis_name)
+        return wide.astype(leaf.dtype)
+
+    return jax.tree.map(average, tree)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _local(axis_name: AxisName, params: PyTree) -> PyTree:
     """The parameters for use on this device; the gradient in them is averaged."""
-    return varying(params, axis_name)
-
-
-def _local_forward(axis_name: AxisName, params: PyTree) -> tuple[PyTree, None]:
-    return varying(params, axis_name), None
-
-
-def _local_backward(axis_name: AxisName, _: None, gradient: PyTree) -> tuple[PyTree]:
-    return (lax.pmean(gradient, axis_name),)
+    del axis_name
+    return params
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _mean_of_local(axis_name: AxisName, loss: jax.Array) -> jax.Array:
-    """The mean of the losses, of which each device differentiates its own."""
-    return lax.pmean(loss, axis_name)
+def _mean_of_local(axis_name: AxisName, tree: PyTree) -> PyTree:
+    """The mean of what devices have, of which each differentiates its own."""
+    return _pmean(tree, axis_name)
 
 
-def _mean_forward(axis_name: AxisName, loss: jax.Array) -> tuple[jax.Array, None]:
-    return lax.pmean(loss, axis_name), None
+def _local_forward(axis_name: AxisName, params: PyTree) -> tuple[PyTree, None]:
+    return _local(axis_name, params), None
 
 
-def _mean_backward(axis_name: AxisName, _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    return (varying(gradient, axis_name),)
+def _local_backward(axis_name: AxisName, _: None, gradient: PyTree) -> tuple[PyTree]:
+    return (_mean_of_local(axis_name, gradient),)
+
+
+def _mean_forward(axis_name: AxisName, tree: PyTree) -> tuple[PyTree, None]:
+    return _mean_of_local(axis_name, tree), None
+
+
+def _mean_backward(axis_name: AxisName, _: None, gradient: PyTree) -> tuple[PyTree]:
+    return (_local(axis_name, gradient),)
 
 
 _local.defvjp(_local_forward, _local_backward)

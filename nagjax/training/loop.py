@@ -16,10 +16,11 @@ from nagjax.training.checkpoint import Checkpoints, differences, leaves
 from nagjax.training.device_data import DeviceData
 from nagjax.training.feeds import DeviceFeed, Feed, StreamFeed
 from nagjax.training.functional import LossFn, Model
+from nagjax.training.layout import Layout, check_layout
+from nagjax.training.placement import put
 from nagjax.training.progress import Progress, formatted
 from nagjax.training.reports import Callback, Record
 from nagjax.training.run import EvalFn, Evaluation, Run
-from nagjax.training.sharding.layout import Layout, check_layout
 from nagjax.training.signals import Interrupts
 from nagjax.training.state import Point, StepOptions, TrainState
 from nagjax.training.step import TrainStep
@@ -153,7 +154,7 @@ def fit(
     fresh = step.init if layout is None else functools.partial(layout.init, step)
     start = fresh() if state is None else _adopted(step, state)
     if state is not None and layout is not None:
-        start = cast("TrainState", jax.device_put(start, layout.of(step)))
+        start = cast("TrainState", put(start, layout.of(step)))
     run = Run(step, feed, start, epochs, log_every, checkpoint, config, callbacks)
     evaluation = None if eval_fn is None else Evaluation(eval_fn, eval_every, eval_at)
     with contextlib.nullcontext() if checkpoint is None else checkpoint:

@@ -9,9 +9,9 @@ import numpy as np
 
 from nagjax.training.convolutions import slow_in_loops
 from nagjax.training.device_data import DeviceData
+from nagjax.training.layout import Layout
 from nagjax.training.metrics import Metrics
-from nagjax.training.sharding.layout import Layout
-from nagjax.training.sharding.placement import constrained, pinned
+from nagjax.training.placement import constrained, pinned
 from nagjax.training.state import TrainState
 from nagjax.training.step import TrainStep
 from nagjax.types import PyTree
@@ -97,6 +97,9 @@ class OverData(Repeated):
 
     def __init__(self, step: TrainStep, data: DeviceData, layout: Layout | None, *, donate: bool) -> None:
         super().__init__(step, layout, donate=donate)
+        if layout is not None:
+            layout.check_batch("DeviceData", "batch_size", (data.batch_size,), data.batch_size)
+            data.check_place(layout.whole)
         self._data = data
         rows = np.zeros((data.steps_per_epoch, data.batch_size), np.int32)
         self._order = Order(cast("Any", np.int32(-1)), cast("Any", rows))

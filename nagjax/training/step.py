@@ -7,14 +7,16 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding
 from jax.typing import DTypeLike
 
-from nagjax import answers, checks, trees
+from nagjax import answers, checks
 from nagjax.mapped import AxisName, everywhere, varying, varying_like
 from nagjax.scalars import scalar_dtype
-from nagjax.training.convolutions import slow_in_loops
 from nagjax.training.functional import LOSS, OVERFLOWED, SKIPPED, Functional, LossFn, Model, Module, Plain, Values
 from nagjax.training.gradients import check_axis, check_batch, check_loss, mean, mean_loss
+from nagjax.training.parts import Parts
+from nagjax.training.placement import pinned
 from nagjax.training.precision import LossScale, all_finite
 from nagjax.training.state import NonFinite, Point, TrainState
 from nagjax.types import PyTree
@@ -43,8 +45,8 @@ class TrainStep:
         wrt: Filter of the variables that are trained (nnx).
         key: Key of the random numbers of a plain `loss_fn`.
         accumulate: Number n of equal parts of a batch, at least 1, whose gradients are averaged before the update.
-            Memory is that of one part. The result is that of the whole batch unless layers mix its examples, or the
-            loss weighs them: parts count alike.
+            Memory is that of one part; part k has the examples k, k + n, k + 2 n, ... The result is that of the whole
+            batch unless layers mix its examples, or the loss weighs them: parts count alike.
         compute_dtype: Floating dtype to which parameters, frozen ones too, and the batch's floating leaves are cast for
             `loss_fn`, such as `jnp.bfloat16`. Gradients and states keep the dtypes of the parameters. Cast logits to
             float32 in the loss.
@@ -57,9 +59,10 @@ class TrainStep:
         axis_name: Axis of `jax.pmap` or `jax.shard_map` inside which the step is called, with other examples and equal
             states on all devices. Gradients, values to report and floating variables of the model (BatchNorm) are then
             means over it, and every device draws random numbers of its own. None under `jit`, sharded or not. Over
-            other axes, on which parameters differ, all devices leave a step out that one of them has to: a scalar is
-            exchanged in every step. For workers of `outer.diloco` rather put `optax.apply_if_finite` around the inner
-            optimizer.
+            other axes of `shard_map` and `pmap`, on which parameters differ, all devices leave a step out that one of
+            them has to, which takes a scalar from each in every step. For workers of `outer.diloco`, under `vmap` in
+            any case, put `optax.apply_if_finite` around the inner optimizer instead. Variables of the model that are
+            not floating must not depend on the batch.
 
     Raises:
         TypeError: An argument is of a wrong type.
@@ -167,12 +170,12 @@ class TrainStep:
         Raises:
             ValueError: The loss or a value to report is no scalar, or `accumulate` does not divide the batch.
         """
-        parts = batch if self.accumulate == 1 else jax.tree.map(self._split, batch)
         axis_name = self.axis_name
+        parts = Parts(batch, self.accumulate, axis_name)
         check_axis("TrainStep", axis_name)
         check_batch("TrainStep", batch, axis_name)
         before = self._model.local(state.rest)
-        own, rest = self._mean(self._gradient(state, varying(state.params, axis_name)), before, parts)
+        own, rest = parts.mean(self._gradient(state, varying(state.params, axis_name)), before)
         (values, grads), rest = mean(varying(own, axis_name), axis_name), self._model.shared(rest)
 
         def value_of(params: PyTree) -> jax.Array:
@@ -180,7 +183,7 @@ class TrainStep:
                 value, (rest, _) = self._model.loss(params, rest, part)
                 return value, rest
 
-            return self._mean(loss, before, parts)[0]
+            return parts.mean(loss, before)[0]
 
         value_fn = mean_loss(value_of, axis_name)
 
@@ -234,9 +237,7 @@ class TrainStep:
         if at not in get_args(Point):
             checks.reject("TrainStep.model", "at", f"one of {get_args(Point)}", at, "'answer' is what to deploy")
         has_answer = at == "answer" and answers.has_answer(state.opt_state)
-        params = state.params
-        if has_answer:
-            params = jax.tree.map(_placed_like, answers.eval_params(params, state.opt_state), params)
+        params = _answer(state) if has_answer else state.params
         return self._model.merge(*jax.tree.map(jnp.copy, (params, state.rest)))
 
     def _gradient(self, state: TrainState, params: PyTree) -> Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]:
@@ -253,49 +254,14 @@ class TrainStep:
 
         return gradient
 
-    def _mean(
-        self, function: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], rest: PyTree, parts: PyTree
-    ) -> tuple[PyTree, PyTree]:
-        """The mean of (rest, part) -> (result, rest) over the parts, and the last rest."""
-        if self.accumulate == 1:
-            return function(rest, parts)
 
-        def zero(leaf: jax.ShapeDtypeStruct) -> jax.Array:
-            return jnp.zeros(leaf.shape, trees.compute_dtype(leaf.dtype))
-
-        def plus(total: jax.Array, leaf: jax.Array) -> jax.Array:
-            return total + leaf.astype(total.dtype)
-
-        def mean(total: jax.Array, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-            return (total / self.accumulate).astype(leaf.dtype)
-
-        def add(carry: tuple[PyTree, PyTree], part: PyTree) -> tuple[tuple[PyTree, PyTree], None]:
-            total, rest = carry
-            result, rest = function(rest, part)
-            return (jax.tree.map(plus, total, result), rest), None
-
-        def first(leaf: jax.Array) -> jax.Array:
-            return leaf[0]
-
-        trace: Any = jax.make_jaxpr(function, return_shape=True)
-        jaxpr, (shapes, _) = trace(rest, jax.tree.map(first, parts))
-        unroll = slow_in_loops(jaxpr)
-        start = varying(jax.tree.map(zero, shapes), self.axis_name)
-        (total, rest), _ = jax.lax.scan(add, (start, rest), parts, unroll=unroll)
-        return jax.tree.map(mean, total, shapes), rest
-
-    def _split(self, leaf: jax.Array) -> jax.Array:
-        if leaf.ndim == 0 or leaf.shape[0] % self.accumulate:
-            remedy = "choose a batch size that it divides"
-            condition = f"a divisor of the batch, whose first axis has shape {leaf.shape[:1]}"
-            checks.reject("TrainStep", "accumulate", condition, self.accumulate, remedy)
-        return leaf.reshape(self.accumulate, leaf.shape[0] // self.accumulate, *leaf.shape[1:])
-
-
-def _placed_like(answer: jax.Array, params: jax.Array) -> jax.Array:
-    """The answer where the parameters are: buffers that it was made from may be cut over more axes."""
-    committed: bool = getattr(params, "committed", False)  # which no tracer is
-    return jax.device_put(answer, params.sharding) if committed and answer.sharding != params.sharding else answer
+def _answer(state: TrainState) -> PyTree:
+    """The answer where the parameters are: buffers that it is made from may be cut over more axes of a mesh."""
+    places = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(state.params)]
+    if not all(isinstance(place, NamedSharding) for place in places):
+        return answers.eval_params(state.params, state.opt_state)
+    structure = cast("Any", jax.tree.structure(state.params))
+    return pinned(answers.eval_params, structure.unflatten(places))(state.params, state.opt_state)
 
 
 def _strong(tree: PyTree) -> PyTree:

@@ -1,6 +1,7 @@
 """Eight devices make the steps of one: `jax.pmap`, `shard_map`, and jit with data parallel, ZeRO-1 and FSDP layouts."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -139,6 +140,87 @@ def test_a_stack_and_an_epoch_are_laid_out_too(single_precision):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *runs.values())
 
 
+class Convolution(nnx.Module):
+    """A kernel whose 8-bit blocks merge axes, which explicit shardings would not let be reshaped."""
+
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(8, 16, (3, 3), rngs=rngs)
+
+    def __call__(self, x):
+        return self.conv(x).mean(axis=(1, 2))
+
+
+@pytest.mark.parametrize("layout", [sharding.zero1, sharding.fsdp])
+def test_the_answer_of_8_bit_momentum_is_read_on_explicit_meshes_too(layout, standard_promotion):
+    batch = rng.normal(size=(16, 4, 4, 8)).astype(np.float32)
+
+    def run(layout):
+        tx = nagjax.nesterov(0.1, storage=storage.int8())
+        return training.fit(Convolution(nnx.Rngs(0)), model_loss, tx, [batch] * 3, layout=layout, progress=False).model
+
+    found, alone = (jax.device_get(nnx.state(run(where))) for where in (layout(mesh_of(AxisType.Explicit)), None))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, alone)
+
+
+def test_batches_are_cut_over_two_axes_and_moved_from_one_device():
+    mesh = jax.make_mesh((2, 4), ("pod", "data"), axis_types=(AxisType.Auto,) * 2)
+    step, layout = TrainStep(PARAMS, loss_fn, nagjax.nesterov(0.1)), sharding.fsdp(mesh, ("pod", "data"))
+    train = training.compiled(step, layout=layout, donate=False)
+    state = layout.init(step)
+    assert state.params["hidden"]["kernel"].sharding.spec == P(("pod", "data"), None)
+    expected, _ = step(step.init(), (X[0], Y[0]))
+    for batch in (
+        (X[0], Y[0]),
+        jax.device_put((X[0], Y[0]), jax.devices()[3]),
+        jax.device_put((X[0], Y[0]), layout.batch),
+    ):
+        found, _ = train(state, batch)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found.params, expected.params)
+
+
+def test_batches_that_cannot_be_spread_evenly_are_refused():
+    step, layout = TrainStep(PARAMS, loss_fn, nagjax.nesterov(0.1)), sharding.zero1(mesh_of())
+    message = r"compiled: batch must be of examples that the 8 devices of axis 'data' divide, got \(30, 24\)"
+    with pytest.raises(ValueError, match=message):
+        training.compiled(step, layout=layout)(layout.init(step), (X[0, :30], Y[0, :30]))
+    with pytest.raises(ValueError, match="DeviceData: batch_size must be of examples that the 8 devices"):
+        training.compiled_epoch(step, training.DeviceData((X[0], Y[0]), 12, sharding=layout.whole), layout=layout)
+    elsewhere = training.DeviceData(jax.device_put((X[0], Y[0]), jax.devices()[3]), 16)
+    with pytest.raises(ValueError, match=r"DeviceData: sharding must be on the devices of the layout.*layout\.whole"):
+        training.compiled_epoch(step, elsewhere, layout=layout)
+
+
+class Counting(nnx.Module):
+    """A model that counts what it has seen."""
+
+    def __init__(self):
+        self.weight, self.seen = nnx.Param(jnp.ones(24)), nnx.BatchStat(jnp.int32(0))
+
+    def __call__(self, x):
+        self.seen[...] += (x > 0).sum(dtype=jnp.int32)
+        return x * self.weight[...][None]
+
+
+def test_a_count_that_depends_on_the_batch_is_refused_by_name():
+    step = TrainStep(Counting(), model_loss, nagjax.nesterov(0.1), axis_name="data")
+    run = jax.shard_map(step, mesh=mesh_of(), in_specs=(WHOLE, SPLIT), out_specs=WHOLE)
+    with pytest.raises(ValueError, match=r"model must be one whose variables .* got .*int32 at \['seen'\]"):
+        jax.jit(run)(step.init(), X[0])
+
+
+def test_parts_of_a_batch_stay_on_their_devices():
+    step, layout = TrainStep(PARAMS, loss_fn, nagjax.nesterov(0.1), accumulate=4), sharding.data_parallel(mesh_of())
+    batch = jax.device_put((X[0], Y[0]), layout.batch)
+    program = jax.jit(step, out_shardings=(layout.of(step), layout.whole)).lower(layout.init(step), batch).compile()
+    moved = set(
+        re.findall(r"(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)\(", program.as_text())
+    )
+    assert moved == {"all-reduce"}
+    alone, _ = TrainStep(PARAMS, loss_fn, nagjax.nesterov(0.1))(step.init(), (X[0], Y[0]))
+    found, _ = program(layout.init(step), batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found.params, alone.params)
+
+
 def model_loss(model, batch):
     return jnp.mean((model(batch) - 1) ** 2)
 
@@ -163,11 +245,13 @@ def test_statistics_are_means_over_devices_and_noise_is_each_devices_own(check_v
     step = TrainStep(model, model_loss, nagjax.nesterov(0.1), wrt=frozen, axis_name="data", accumulate=2)
     state, _ = jax.jit(jax.shard_map(step, **specs))(step.init(), X[0].astype(np.float32))
     _, others = state.rest
-    inputs = np.asarray(model.linear(X[0].astype(np.float32))).reshape(16, 2, 8)  # two parts on each of eight devices
+    inputs = np.asarray(model.linear(X[0].astype(np.float32))).reshape(
+        8, 4, 8
+    )  # four examples on each of eight devices
     decay = 0.99
     means = np.zeros((8, 8))
     for part in range(2):
-        means = decay * means + (1 - decay) * inputs[part::2].mean(axis=1)
+        means = decay * means + (1 - decay) * inputs[:, part::2].mean(axis=1)
     np.testing.assert_allclose(others["norm"]["mean"], means.mean(axis=0), rtol=1e-5, atol=1e-7)
 
     def noise(params, batch, key):

@@ -386,6 +386,17 @@ def test_workers_that_stay_repeat_and_join():
     same_bits((after.slow, after.outer, after.step), (state.slow, state.outer, state.step))
 
 
+def test_new_workers_may_have_random_keys_in_their_inner_state():
+    def init(params):
+        return {"key": jax.random.key(3), "params": params}
+
+    noisy = optax.GradientTransformation(init, lambda updates, state, params=None: (updates, state))
+    tx = outer.diloco(noisy, period=2, axis_name="workers")
+    state = outer.map_per_worker(lambda leaf: jnp.stack([leaf] * 2), tx.init(jnp.ones(3)))
+    after, _ = outer.keep_workers(state, jnp.ones((2, 3)), [1, None], tx)
+    assert jnp.all(after.inner["key"] == jax.random.key(3))
+
+
 @pytest.mark.parametrize(
     ("indices", "argument", "condition"),
     [

@@ -86,6 +86,35 @@ def test_the_mean_loss_is_differentiated_inside_other_functions(mapping, mesh):
     same(mapped(cube, mapping, mesh)(PARAMS, BATCH), jax.tree.map(lambda g: 6 * value**2 * g, gradient))
 
 
+@pytest.mark.parametrize("mapping", MAPPINGS)
+def test_reverse_over_reverse_derivatives_are_those_of_the_whole_batch(mapping, mesh):
+    def product(loss, params, batch):
+        def slope(at):
+            gradient = jax.grad(loss)(at, batch)
+            return jnp.vdot(gradient["w"], jnp.arange(5.0)) + gradient["b"]
+
+        return jax.grad(slope)(params)
+
+    found = mapped(lambda *at: product(sharding.mean_loss(loss_fn, "data"), *at), mapping, mesh)(PARAMS, BATCH)
+    same(found, product(loss_fn, PARAMS, BATCH))
+
+
+def test_forward_mode_works_where_types_say_what_differs(mesh):
+    def product(loss, params, batch):
+        return jax.jvp(lambda at: jax.grad(loss)(at, batch), (params,), (params,))[1]
+
+    found = mapped(lambda *at: product(sharding.mean_loss(loss_fn, "data"), *at), "vma", mesh)(PARAMS, BATCH)
+    same(found, product(loss_fn, PARAMS, BATCH))
+
+
+@pytest.mark.parametrize("mapping", MAPPINGS)
+def test_gradients_of_float16_whose_sum_is_too_large_have_a_mean(mapping, mesh):
+    params, steep = {"w": np.float16(1)}, np.full(4 * DEVICES, 12000, np.float16)
+    grad = jax.grad(sharding.mean_loss(lambda at, x: jnp.mean(at["w"] * x), "data"))
+    assert mapped(grad, mapping, mesh)(params, steep)["w"] == 12000
+    assert mapped(lambda at, x: sharding.mean(x, "data"), mapping, mesh)(params, steep).max() == 12000
+
+
 @pytest.mark.parametrize("mapping", ["vma", "no vma"])
 def test_a_line_search_on_the_mean_loss_takes_the_steps_of_one_device(mapping, mesh, standard_promotion):
     tx = optax.chain(optax.scale(-1), optax.scale_by_backtracking_linesearch(10))
@@ -183,6 +212,14 @@ def test_parameters_that_differ_are_refused(mesh):
 
     with pytest.raises(ValueError, match="params must be equal on all devices"):
         mapped(local, "vma", mesh)(PARAMS, BATCH)
+
+
+def test_means_of_integers_are_refused(mesh):
+    counted = sharding.value_and_grad(
+        lambda params, x: (loss_fn(params, x), {"n": 3 + jnp.int32(x[1][0])}), "data", has_aux=True
+    )
+    with pytest.raises(ValueError, match=r"tree must be floating-point or complex, got .*int32 at \['n'\]"):
+        mapped(counted, "vma", mesh)(PARAMS, BATCH)
 
 
 @pytest.mark.parametrize("call", [sharding.value_and_grad(loss_fn, "data"), lambda p, b: sharding.mean(p, "data")])

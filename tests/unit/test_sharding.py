@@ -117,6 +117,10 @@ def test_zero_1_takes_a_free_axis_beside_that_of_the_model():
     }
     moved = sharding.param_sharding(params, mesh, "data")
     assert specs_of(moved)["out"] == P("data", "model")
+    explicit = jax.make_mesh((4, 2), ("data", "model"))
+    assert specs_of(sharding.param_sharding(params, explicit))["out"] == P(None, "model")
+    with pytest.raises(ValueError, match="param_sharding: params must be whole, or cut over this mesh"):
+        sharding.param_sharding(params, jax.make_mesh((2, 4), ("data", "model")))
 
 
 @pytest.mark.parametrize("block_size", [8, 16, 64])

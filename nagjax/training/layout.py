@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nagjax import checks
-from nagjax.training.sharding.placement import param_sharding, pinned, put, state_sharding
+from nagjax.training.placement import Axes, check_axis, param_sharding, parts_of, pinned, put, state_sharding
 from nagjax.training.state import TrainState
 from nagjax.training.step import TrainStep
 from nagjax.types import PyTree
@@ -22,16 +22,15 @@ class Layout:
     """
 
     mesh: Mesh
-    axis: str  # of the mesh, over which batches are cut
-    params_axis: str | None  # over which parameters are cut
-    state_axis: str | None  # over which buffers of the optimizer's state are cut
+    axis: Axes  # of the mesh, over which batches are cut
+    params_axis: Axes | None  # over which parameters are cut
+    state_axis: Axes | None  # over which buffers of the optimizer's state are cut
 
     def __post_init__(self) -> None:
         if not isinstance(cast("Any", self.mesh), Mesh):
             remedy = 'make one: jax.make_mesh((jax.device_count(),), ("data",))'
             checks.reject("Layout", "mesh", "a jax.sharding.Mesh", self.mesh, remedy, TypeError)
-        if self.axis not in self.mesh.axis_names:
-            checks.reject("Layout", "axis", f"one of {self.mesh.axis_names}", self.axis, "name an axis of the mesh")
+        check_axis("Layout", self.mesh, self.axis)
 
     @property
     def batch(self) -> NamedSharding:
@@ -47,6 +46,13 @@ class Layout:
     def whole(self) -> NamedSharding:
         """The place of arrays that every device has."""
         return NamedSharding(self.mesh, PartitionSpec())
+
+    def check_batch(self, function: str, argument: str, shape: tuple[int, ...], examples: int | None) -> None:
+        """Raise ValueError if the examples of an array of this shape cannot be spread evenly over the devices."""
+        devices = parts_of(self.axis, self.mesh)
+        if examples is None or examples % devices:
+            condition = f"of examples that the {devices} devices of axis {self.axis!r} divide"
+            checks.reject(function, argument, condition, shape, "choose another batch size")
 
     def of(self, step: TrainStep) -> TrainState:
         """The places of the state of a step: a `TrainState` of `NamedSharding`."""
@@ -76,12 +82,12 @@ class Layout:
         return self.whole
 
 
-def data_parallel(mesh: Mesh, axis: str = "data") -> Layout:
+def data_parallel(mesh: Mesh, axis: Axes = "data") -> Layout:
     """Batches cut over an axis of the mesh; parameters and optimizer state whole on every device.
 
     Args:
         mesh: A mesh of any axis types. Parameters that lie on it already, cut over other axes, stay so.
-        axis: Its axis of examples.
+        axis: Its axis, or axes, of examples.
 
     Raises:
         ValueError: `axis` is no axis of the mesh.
@@ -89,7 +95,7 @@ def data_parallel(mesh: Mesh, axis: str = "data") -> Layout:
     return Layout(mesh, axis, None, None)
 
 
-def zero1(mesh: Mesh, axis: str = "data") -> Layout:
+def zero1(mesh: Mesh, axis: Axes = "data") -> Layout:
     """As `data_parallel`, with the optimizer's buffers cut over the axis: 1/n of their bytes on each of n devices.
 
     Source:
@@ -99,7 +105,7 @@ def zero1(mesh: Mesh, axis: str = "data") -> Layout:
     return Layout(mesh, axis, None, axis)
 
 
-def fsdp(mesh: Mesh, axis: str = "data") -> Layout:
+def fsdp(mesh: Mesh, axis: Axes = "data") -> Layout:
     """As `zero1`, with the parameters cut too: each is gathered where it is used.
 
     On a mesh with explicit axes a model of such parameters, as `eval_fn` gets it, is to be called inside

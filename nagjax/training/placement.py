@@ -13,38 +13,36 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from nagjax import checks
 from nagjax.types import PyTree
 
+Axes = str | tuple[str, ...]
 Spec = tuple[Any, ...]  # for each axis of an array the mesh axis, or axes, over which it is cut, or None
 
 
-def param_sharding(params: PyTree, mesh: Mesh, axis: str | None = None) -> PyTree:
+def param_sharding(params: PyTree, mesh: Mesh, axis: Axes | None = None) -> PyTree:
     """Where parameters lie on a mesh: whole on every device, or each cut over a mesh axis (FSDP).
 
     Args:
         params: A tree of arrays or `jax.ShapeDtypeStruct`s. Those that lie on this mesh already, cut over another axis
             of it say, stay so.
         mesh: The mesh.
-        axis: The mesh axis over which every parameter is cut along its first axis that it divides; those that have
-            none lie whole. None cuts none.
+        axis: The mesh axis, or axes, over which every parameter is cut along its first axis that it divides; those that
+            have none lie whole. None cuts none.
 
     Returns:
         A tree of `jax.sharding.NamedSharding`.
 
     Raises:
-        ValueError: `axis` is no axis of the mesh.
+        ValueError: `axis` is no axis of the mesh, or a parameter is cut over another mesh.
     """
-    _check_axis("param_sharding", mesh, axis)
+    check_axis("param_sharding", mesh, axis)
 
     def place(leaf: Any) -> NamedSharding:
-        given = getattr(leaf, "sharding", None)
-        here = isinstance(given, NamedSharding) and given.mesh == mesh
-        return NamedSharding(
-            mesh, PartitionSpec(*_cut(leaf.shape, cast("Any", given).spec if here else (), mesh, axis))
-        )
+        shape = getattr(leaf, "shape", ())  # of a Python number none
+        return NamedSharding(mesh, PartitionSpec(*_cut(shape, _given(leaf, mesh), mesh, axis)))
 
     return jax.tree.map(place, params)
 
 
-def state_sharding(tx: optax.GradientTransformation, params: PyTree, axis: str | None = None) -> PyTree:
+def state_sharding(tx: optax.GradientTransformation, params: PyTree, axis: Axes | None = None) -> PyTree:
     """Where the state of an optimizer lies: every buffer that belongs to a parameter follows it.
 
     That holds for buffers of a parameter's shape, wherever the state keeps them. Scales of 8-bit blocks are cut with
@@ -54,8 +52,8 @@ def state_sharding(tx: optax.GradientTransformation, params: PyTree, axis: str |
     Args:
         tx: The optimizer.
         params: A tree of arrays or `jax.ShapeDtypeStruct`s, each with a `NamedSharding` on one mesh.
-        axis: A mesh axis over which buffers are cut besides, along the first free axis that it divides: ZeRO-1. Over n
-            devices such a buffer takes 1/n of its bytes on each.
+        axis: A mesh axis, or axes, over which buffers are cut besides, along the first free axis that it divides:
+            ZeRO-1. Over n devices such a buffer takes 1/n of its bytes on each.
 
     Returns:
         A tree of `jax.sharding.NamedSharding` of the structure of `tx.init(params)`.
@@ -68,7 +66,7 @@ def state_sharding(tx: optax.GradientTransformation, params: PyTree, axis: str |
         models", 2020, section 5.1 (P_os).
     """
     mesh = mesh_of("state_sharding", params)
-    _check_axis("state_sharding", mesh, axis)
+    check_axis("state_sharding", mesh, axis)
     found = cast("Any", jax.tree_util.tree_leaves_with_path(params))
     specs = {path: (leaf.shape, _cut(leaf.shape, leaf.sharding.spec, mesh, axis)) for path, leaf in found}
 
@@ -81,7 +79,7 @@ def state_sharding(tx: optax.GradientTransformation, params: PyTree, axis: str |
     return jax.tree_util.tree_map_with_path(place, jax.eval_shape(tx.init, params))
 
 
-def init_sharded(tx: optax.GradientTransformation, params: PyTree, axis: str | None = None) -> PyTree:
+def init_sharded(tx: optax.GradientTransformation, params: PyTree, axis: Axes | None = None) -> PyTree:
     """`tx.init(params)`, of which every device makes its own part.
 
     Compiled without places for its results, an `init` would make them whole, on the first device.
@@ -175,13 +173,25 @@ def bytes_per_device(tree: PyTree) -> int:
     return max(total.values(), default=0)
 
 
-def _cut(shape: tuple[int, ...], given: Spec, mesh: Mesh, axis: str | None) -> Spec:
+def _given(leaf: Any, mesh: Mesh) -> Spec:
+    """Where a parameter lies on this mesh already, whatever the types of its axes; () where it lies whole."""
+    given = getattr(leaf, "sharding", None)
+    if given is None or not isinstance(given, NamedSharding) or given.is_fully_replicated:
+        return ()
+    same = given.mesh.shape == mesh.shape and given.device_set == set(mesh.devices.flat)
+    if not same:
+        remedy = "make both meshes alike, or gather the parameters first"
+        checks.reject("param_sharding", "params", "whole, or cut over this mesh", given, remedy)
+    return tuple(given.spec)
+
+
+def _cut(shape: tuple[int, ...], given: Spec, mesh: Mesh, axis: Axes | None) -> Spec:
     """A spec, cut over `axis` too where an axis of the shape is free and divided by it."""
     spec = (*given, *(None for _ in shape))[: len(shape)]
-    if axis is None or axis in jax.tree.leaves(spec) or 0 in shape:
+    if axis is None or set(_names(axis)) & set(jax.tree.leaves(spec)) or 0 in shape:
         return spec
     for dimension, (size, over) in enumerate(zip(shape, spec, strict=True)):
-        if over is None and size % mesh.shape[axis] == 0:
+        if over is None and size % parts_of(axis, mesh) == 0:
             return (*spec[:dimension], axis, *spec[dimension + 1 :])
     return spec
 
@@ -200,20 +210,22 @@ def _followed(shape: tuple[int, ...], parameter: tuple[int, ...], spec: Spec, me
     blocks, row = shape[last], math.prod(parameter[merged:])
     if any(size != 1 for size in shape[merged:last]) or any(spec[merged + 1 :]):
         return ()
-    count = _size(spec[merged], mesh)
+    count = parts_of(spec[merged], mesh)
     if blocks % count or row % blocks:
         return ()
     return (*spec[:merged], *(None for _ in range(merged, last)), spec[merged])
 
 
-def _size(over: Any, mesh: Mesh) -> int:
+def parts_of(axes: Any, mesh: Mesh) -> int:
     """The number of parts into which mesh axes cut."""
-    parts = 1
-    for axis in jax.tree.leaves(over):
-        parts *= mesh.shape[axis]
-    return parts
+    return math.prod(mesh.shape[name] for name in jax.tree.leaves(axes))
 
 
-def _check_axis(function: str, mesh: Mesh, axis: str | None) -> None:
-    if axis is not None and axis not in mesh.axis_names:
+def _names(axis: Axes) -> tuple[str, ...]:
+    return axis if isinstance(axis, tuple) else (axis,)
+
+
+def check_axis(function: str, mesh: Mesh, axis: Axes | None) -> None:
+    """Raise ValueError if this names no axis, or axes, of the mesh."""
+    if axis is not None and not set(_names(axis)) <= set(mesh.axis_names):
         checks.reject(function, "axis", f"one of {mesh.axis_names}", axis, "name an axis of the mesh")
