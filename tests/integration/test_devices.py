@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 import nagjax
 from nagjax import outer, proximal, restart, solve, storage, training
 from nagjax.training import TrainStep, sharding
+from nagjax.training.loops import OverData
 
 DEVICES, STEPS = 8, 20
 WHOLE, SPLIT = P(), P("data")
@@ -176,6 +177,18 @@ def test_batches_are_cut_over_two_axes_and_moved_from_one_device():
     ):
         found, _ = train(state, batch)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found.params, expected.params)
+
+
+def test_each_device_computes_its_part_of_a_batch_that_lies_whole():
+    step, layout = TrainStep(PARAMS, loss_fn, nagjax.nesterov(0.1)), sharding.data_parallel(mesh_of())
+    data = training.DeviceData((X[0], Y[0]), 32, sharding=layout.whole)
+    loop = OverData(step, data, layout, donate=False)
+    state = layout.init(step)
+    metrics = loop.start(state, lambda: loop.example(state))
+    program = loop.program(lambda state, metrics, batch: loop.one((state, metrics), batch))
+    text = program.lower(state, metrics, data.arrays).compile().as_text()
+    assert "f64[4,40]" in text  # hidden values of 4 examples on each of 8 devices
+    assert "f64[32,40]" not in text
 
 
 def test_batches_that_cannot_be_spread_evenly_are_refused():
