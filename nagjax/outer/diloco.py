@@ -100,7 +100,7 @@ def diloco(
         ...     return nagjax.eval_params(params, state)
         >>> targets = jnp.array([[1.0, 0.0], [3.0, 4.0]])
         >>> answers = jax.vmap(train, axis_name="workers")(targets)
-        >>> bool(abs(answers - targets.mean(axis=0)).max() < 1e-3)
+        >>> bool(abs(answers - targets.mean(axis=0, keepdims=True)).max() < 1e-3)
         True
 
     Source:

@@ -74,7 +74,7 @@ def per_worker(local: Any, shared: Any) -> Any:
         >>> params = jnp.zeros((2, 3))
         >>> for _ in range(5):
         ...     params, state = workers(params, state, jnp.array([[1.0] * 3, [3.0] * 3]))
-        >>> bool((params == state.slow).all())
+        >>> bool((params == state.slow[None]).all())
         True
     """
     return DilocoState(inner=local, outer=shared, slow=shared, step=shared, residual=local, waiting=shared)

@@ -45,7 +45,7 @@ def mean_loss(
         >>> import jax, jax.numpy as jnp
         >>> from nagjax.training import sharding
         >>> loss = sharding.mean_loss(lambda w, x: jnp.mean((x - w) ** 2), "data")
-        >>> batch = jnp.arange(6.0).reshape(3, 2)
+        >>> batch = jnp.arange(6, dtype=jnp.float32).reshape(3, 2)
         >>> grads = jax.vmap(jax.grad(loss), (None, 0), axis_name="data")(jnp.float32(1), batch)
         >>> grads.tolist() == [-3.0, -3.0, -3.0]
         True

@@ -47,6 +47,7 @@ class TestPacking:
             assert one.shape == other.shape
             np.testing.assert_array_equal(one, other)
 
+    @pytest.mark.slow
     def test_the_packed_trajectory_is_that_of_the_tree(self, small):
         tree = bench_training_loops.tree_step(small)
         packed = packed_step(small.build(), models.cross_entropy, bench_training_loops.optimizer(small))

@@ -318,6 +318,7 @@ class TestConvex:
         assert set(convex_problems.SMALL) <= set(convex_problems.PROBLEMS)
 
 
+@pytest.mark.slow
 class TestBenchConvex:
     def test_a_row_holds_counts_and_times(self, row):
         for name in ("default", "boosted"):

@@ -98,8 +98,10 @@ def test_shard_map_makes_the_steps_of_one_device(optimizer, check_vma):
     agree(follow(run, step.init()), optimizer)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(
+    ("kind", "optimizer"),
+    [(AxisType.Auto, name) for name in OPTIMIZERS] + [(AxisType.Explicit, "clipped, restarted, int8")],
+)
 @pytest.mark.parametrize("layout", [sharding.data_parallel, sharding.zero1, sharding.fsdp])
 def test_compiled_with_a_layout_makes_the_steps_of_one_device_in_its_places(layout, kind, optimizer):
     step, layout = TrainStep(PARAMS, loss_fn, OPTIMIZERS[optimizer]()), layout(mesh_of(kind))
@@ -118,6 +120,7 @@ def test_compiled_with_a_layout_makes_the_steps_of_one_device_in_its_places(layo
     assert metrics[-1].steps.sharding.is_fully_replicated
 
 
+@pytest.mark.slow
 def test_a_stack_and_an_epoch_are_laid_out_too(single_precision):
     mesh = mesh_of()
     params = jax.tree.map(jnp.float32, PARAMS)

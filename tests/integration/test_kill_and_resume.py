@@ -169,7 +169,9 @@ def check(run: Run, kills: int, seed: int, bound: int, least: int) -> int:
 MODES = [(False, EVERY), (True, 2 * EVERY)]
 
 
-@pytest.mark.parametrize(("kind", "asynchronous", "bound"), [("loop", *MODES[0]), ("fit", *MODES[1])])
+@pytest.mark.parametrize(
+    ("kind", "asynchronous", "bound"), [("loop", *MODES[0]), pytest.param("fit", *MODES[1], marks=pytest.mark.slow)]
+)
 def test_killed_runs_resume_within_an_interval_and_end_bit_for_bit_the_same(kind, asynchronous, bound, tmp_path):
     assert check(Run(tmp_path, kind, asynchronous), kills=2, seed=0, bound=bound, least=11) >= 1
 

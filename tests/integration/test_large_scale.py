@@ -350,6 +350,7 @@ class TestStream:
         np.testing.assert_array_equal(rows[:, -1], (rows[:, :-1] @ teacher).argmax(axis=1))
         assert np.bincount(rows[:, -1].astype(int), minlength=10).min() > 0
 
+    @pytest.mark.slow
     def test_a_pass_reads_every_batch_under_the_limit_and_leaves_no_file(self, tmp_path, monkeypatch):
         monkeypatch.setenv("TMPDIR", str(tmp_path))
         monkeypatch.setattr(large_scale_stream.tempfile, "tempdir", None)

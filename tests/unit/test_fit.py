@@ -425,6 +425,7 @@ def script(folder, *arguments):
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": ""}, check=False)
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_run_with_its_code_after_saving(tmp_path):
     whole = script(tmp_path / "whole")
     assert whole.stdout.startswith("done 80 ")
