@@ -9,15 +9,19 @@ os.environ["NAGJAX_OFFLINE"] = "1"
 os.environ["NAGJAX_CACHE"] = str(Path(tempfile.gettempdir()) / "nagjax-no-cache")
 # Before the first use of JAX in the process.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Programs of tests run once: LLVM's slow passes would take a fifth of the time of all tests. XLA's own are as usual.
+# Programs of tests run once: LLVM's slow passes would take a fifth of the time of all tests, and another sixth goes into
+# collecting garbage as often as Python does by default. XLA's own passes are as usual.
 _FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 _FLAGS = f"--xla_force_host_platform_device_count=8 {_FAST}"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
+
+import gc
 
 import hypothesis
 import jax
 import pytest
 
+gc.set_threshold(50_000, 20, 100)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -78,7 +78,7 @@ def agree(run, optimizer, places=None):
     jax.tree.map(close, dict(values), dict(values_alone))
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["clipped, restarted, int8"])
 def test_pmap_makes_the_steps_of_one_device(optimizer):
     step = TrainStep(PARAMS, loss_fn, OPTIMIZERS[optimizer](), axis_name="data")
     run = jax.pmap(step, axis_name="data", in_axes=(None, 0), out_axes=None, donate_argnums=0)

@@ -293,6 +293,7 @@ class TestFiles:
         assert all(same(a, b) for a, b in zip(batches, islice(image_batches(*rows, BATCH, 0), 6), strict=True))
 
     @pytest.mark.skipif(sys.platform != "linux", reason="limits on the data segment are Linux's")
+    @pytest.mark.slow
     def test_a_file_larger_than_the_memory_allowed_is_written_and_gone_through(self, tmp_path):
         # 128 MiB of rows and of tokens, with 32 MiB to spare beyond what is in use once everything is imported.
         code = """
