@@ -1,5 +1,6 @@
 """Strict JAX for every test: 64 bits, no implicit promotion of dtypes or ranks, warnings as errors, 8 CPU devices."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -9,13 +10,11 @@ os.environ["NAGJAX_OFFLINE"] = "1"
 os.environ["NAGJAX_CACHE"] = str(Path(tempfile.gettempdir()) / "nagjax-no-cache")
 # Before the first use of JAX in the process.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Programs of tests run once: LLVM's slow passes would take a fifth of the time of all tests, and another sixth goes into
-# collecting garbage as often as Python does by default. XLA's own passes are as usual.
+# Programs of tests run once: LLVM's slow passes would take a fifth of the time of all tests, and collecting garbage as
+# often as Python does by default another sixth. XLA's own passes are as usual.
 _FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 _FLAGS = f"--xla_force_host_platform_device_count=8 {_FAST}"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
-
-import gc
 
 import hypothesis
 import jax
