@@ -277,6 +277,7 @@ class TestConvex:
             curve = entry.curves[name]
             assert (np.diff(curve.seconds) > 0).all()
 
+    @pytest.mark.slow
     def test_a_run_writes_tables_figures_and_records(self, entry, folder, capsys, monkeypatch):
         def compare(problem, seconds):
             # The runs of the tiny lasso stand in for those of every problem.
