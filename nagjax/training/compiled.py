@@ -10,7 +10,6 @@ from nagjax.training.device_data import DeviceData
 from nagjax.training.layout import Layout, check_layout
 from nagjax.training.loops import Carry, OverData, Repeated, Stacked
 from nagjax.training.metrics import Metrics
-from nagjax.training.prefetch import to_device
 from nagjax.training.state import TrainState
 from nagjax.training.step import TrainStep
 from nagjax.types import PyTree
@@ -72,7 +71,7 @@ def compiled(step: TrainStep, *, steps_per_call: int = 1, donate: bool = True, l
 
         def train_stack(state: TrainState, batch: PyTree, metrics: Metrics | None = None) -> Carry:
             _check_stacked(batch, steps_per_call)
-            batch = batch if layout is None else _placed(batch, layout, axis=1)
+            batch = batch if layout is None else layout.place("compiled", "batch", batch, stacked=True)
             zeros = stacked.start(state, lambda: jax.tree.map(_first, batch))
             return stacked(state, zeros if metrics is None else metrics, batch)
 
@@ -86,7 +85,7 @@ def compiled(step: TrainStep, *, steps_per_call: int = 1, donate: bool = True, l
     program = repeated.program(one)
 
     def train(state: TrainState, batch: PyTree, metrics: Metrics | None = None) -> Carry:
-        batch = batch if layout is None else _placed(batch, layout)
+        batch = batch if layout is None else layout.place("compiled", "batch", batch)
         zeros = repeated.start(state, lambda: batch)
         return program(state, zeros if metrics is None else metrics, batch)
 
@@ -142,21 +141,6 @@ def compiled_epoch(
         return loop(state, zeros if metrics is None else metrics, count)
 
     return epoch
-
-
-def _placed(batch: PyTree, layout: Layout, axis: int = 0) -> PyTree:
-    """A batch, or a stack of batches along the first axis, on the devices of a layout."""
-    place = layout.stack if axis else layout.batch
-
-    def placed(leaf: Any) -> Any:
-        if isinstance(leaf, jax.Array) and leaf.sharding.device_set == place.device_set:
-            return leaf
-        shape: tuple[int, ...] = np.shape(leaf)
-        if jax.process_count() == 1:  # elsewhere a process has its part only
-            layout.check_batch("compiled", "batch", shape, shape[axis] if len(shape) > axis else None)
-        return to_device(leaf, place)
-
-    return jax.tree.map(placed, batch)
 
 
 def _first(leaf: Any) -> Any:

@@ -170,7 +170,7 @@ class StreamFeed:
         batch: PyTree = batches[0] if len(batches) == 1 else jax.tree.map(_stacked, *batches)
         if self._layout is None:
             return len(batches), to_device(batch)
-        return len(batches), to_device(batch, self._layout.batch if len(batches) == 1 else self._layout.stack)
+        return len(batches), self._layout.place("fit", "data", batch, stacked=len(batches) > 1)
 
     def _call(self, count: int, batch: PyTree, state: TrainState, metrics: Metrics | None) -> Carry:
         if count not in self._programs:

@@ -77,7 +77,8 @@ class Module:
         """`loss_fn(model, batch)` on a model of these variables, parameters and batch in the dtype to compute in."""
         frozen, others = rest
         params, used, batch = (cast_floating(tree, self._dtype) for tree in (params, frozen, batch))
-        model = self.merge(params, (used, _own_keys(others, self._axis)))
+        own = _own_keys(others, self._axis)
+        model = self.merge(params, (used, own))
         loss, values = _scalars(self._function, self._loss_fn(model, batch))
         nnx.pop(model, nnx.Intermediate)  # what layers sow is for this call alone
         new = nnx.as_pure(cast("Any", nnx.split(model, *self._filters))[-1])
@@ -85,7 +86,7 @@ class Module:
             remedy = "make them when the model is built"
             found = f"{jax.tree.structure(new)} instead of {jax.tree.structure(others)}"
             checks.reject(self._function, "loss_fn", "a function that adds no variables to the model", found, remedy)
-        return loss, ((frozen, jax.tree.map(_carried, others, new)), values)
+        return loss, ((frozen, jax.tree.map(self._carried, others, own, new)), values)
 
     def local(self, rest: PyTree) -> PyTree:
         """Statistics are those of the device's own examples."""
@@ -101,6 +102,16 @@ class Module:
                 condition = "one whose variables that depend on the batch are floating-point"
                 checks.reject(self._function, "model", condition, found, "report it from loss_fn, or make it a float")
         return frozen, _map_floating(mean, others, self._axis)
+
+    def _carried(self, old: jax.Array, own: jax.Array, new: jax.Array) -> jax.Array:
+        """A variable after a call as a loop needs it: a key in common with other devices, a float in its dtype."""
+        if self._axis is not None and _is_key(old):
+            if new is not own:
+                remedy = "let layers draw from nnx.Rngs, which count and keep their keys"
+                condition = "one that leaves its keys as they are, over an axis_name"
+                checks.reject(self._function, "model", condition, "one that replaces a key", remedy)
+            return old
+        return new.astype(old.dtype) if jnp.issubdtype(old.dtype, jnp.floating) else new
 
     def merge(self, params: PyTree, rest: PyTree) -> nnx.Module:
         """A module with these variables."""
@@ -185,13 +196,6 @@ def _map_floating(
         return function(leaf, axis_name) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
     return jax.tree.map(mapped, tree)
-
-
-def _carried(old: jax.Array, new: jax.Array) -> jax.Array:
-    """A variable after a call as a loop needs it: a key as it was, other ones in their dtype."""
-    if _is_key(old):
-        return old
-    return new.astype(old.dtype) if jnp.issubdtype(old.dtype, jnp.floating) else new
 
 
 def _is_key(leaf: Any) -> bool:

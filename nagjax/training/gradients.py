@@ -93,11 +93,12 @@ def mean(tree: PyTree, axis_name: AxisName | None) -> PyTree:
     if axis_name is None:
         return tree
     check_axis("sharding.mean", axis_name)
+    known = tracked(axis_name)
     for path, leaf in cast("Any", jax.tree_util.tree_leaves_with_path(tree)):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             found = f"{leaf.dtype} at {jax.tree_util.keystr(path) or 'the array'}"
             checks.reject("sharding.mean", "tree", "floating-point or complex", found, "cast it, or leave it out")
-        if same := sorted(tracked(axis_name) - differs_over(leaf)):
+        if same := sorted(known - differs_over(leaf)):
             remedy = "take gradients with sharding.value_and_grad; JAX has summed these over the axis already"
             found = f"the same on all of {', '.join(map(repr, same))} at {jax.tree_util.keystr(path) or 'the array'}"
             checks.reject("sharding.mean", "tree", "different on different devices", found, remedy)

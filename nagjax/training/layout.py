@@ -5,10 +5,12 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nagjax import checks
 from nagjax.training.placement import Axes, check_axis, param_sharding, parts_of, pinned, put, state_sharding
+from nagjax.training.prefetch import to_device
 from nagjax.training.state import TrainState
 from nagjax.training.step import TrainStep
 from nagjax.types import PyTree
@@ -53,6 +55,23 @@ class Layout:
         if examples is None or examples % devices:
             condition = f"of examples that the {devices} devices of axis {self.axis!r} divide"
             checks.reject(function, argument, condition, shape, "choose another batch size")
+
+    def place(self, function: str, argument: str, batch: PyTree, *, stacked: bool = False) -> PyTree:
+        """A batch, or a stack of batches along the first axis, on the devices of the layout.
+
+        Of several processes each gives its own part.
+        """
+        place = self.stack if stacked else self.batch
+
+        def placed(leaf: Any) -> Any:
+            if isinstance(leaf, jax.Array) and leaf.sharding.device_set == place.device_set:
+                return leaf
+            shape: tuple[int, ...] = np.shape(leaf)
+            if jax.process_count() == 1:
+                self.check_batch(function, argument, shape, shape[stacked] if len(shape) > stacked else None)
+            return to_device(leaf, place)
+
+        return jax.tree.map(placed, batch)
 
     def of(self, step: TrainStep) -> TrainState:
         """The places of the state of a step: a `TrainState` of `NamedSharding`."""

@@ -199,11 +199,39 @@ def test_batches_that_cannot_be_spread_evenly_are_refused():
     message = r"compiled: batch must be of examples that the 8 devices of axis 'data' divide, got \(30, 24\)"
     with pytest.raises(ValueError, match=message):
         training.compiled(step, layout=layout)(layout.init(step), (X[0, :30], Y[0, :30]))
+    with pytest.raises(ValueError, match="fit: data must be of examples that the 8 devices"):
+        training.fit(PARAMS, loss_fn, nagjax.nesterov(0.1), [(X[0, :30], Y[0, :30])], layout=layout, progress=False)
     with pytest.raises(ValueError, match="DeviceData: batch_size must be of examples that the 8 devices"):
         training.compiled_epoch(step, training.DeviceData((X[0], Y[0]), 12, sharding=layout.whole), layout=layout)
     elsewhere = training.DeviceData(jax.device_put((X[0], Y[0]), jax.devices()[3]), 16)
     with pytest.raises(ValueError, match=r"DeviceData: sharding must be on the devices of the layout.*layout\.whole"):
         training.compiled_epoch(step, elsewhere, layout=layout)
+
+
+class Splitting(nnx.Module):
+    """A model that splits a key of its own in every call."""
+
+    def __init__(self):
+        self.weight, self.key = nnx.Param(jnp.ones(())), nnx.Variable(jax.random.key(0))
+
+    def __call__(self, x):
+        self.key[...], key = jax.random.split(self.key[...])
+        return self.weight[...] + 0 * jnp.sum(x) + jax.random.uniform(key)
+
+
+def test_keys_of_a_model_go_on_on_one_device_and_are_refused_where_devices_would_part():
+    def draw(model, batch):
+        value = model(batch)
+        return value, {"value": value}
+
+    step = TrainStep(Splitting(), draw, optax.sgd(0.0))
+    state, first = step(step.init(), X[0])
+    _, second = step(state, X[0])
+    assert first["value"] != second["value"]
+    step = TrainStep(Splitting(), draw, optax.sgd(0.0), axis_name="data")
+    run = jax.shard_map(step, mesh=mesh_of(), in_specs=(WHOLE, SPLIT), out_specs=WHOLE)
+    with pytest.raises(ValueError, match=r"model must be one that leaves its keys .* nnx\.Rngs"):
+        jax.jit(run)(step.init(), X[0])
 
 
 class Counting(nnx.Module):
